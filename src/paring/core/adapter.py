@@ -1,0 +1,102 @@
+"""The adapter: a frozen plain value, the narrow waist between training, files, compression and merging."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.core.errors import AdapterError
+from paring.core.factors import Factors
+
+_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """Where an adapter comes from and what it needs to be loaded.
+
+    Attributes:
+        base_model: folder or hub id of the frozen model, as the user gave it; ``None`` if unknown.
+        revision: the base model's revision on the hub.
+        task_type: PEFT's task type ("SEQ_CLS", "CAUSAL_LM", ...), or ``None``.
+        method: the encoded method that trained it (name, version, settings), or ``None`` if another tool did.
+        fan_in_fan_out: modules whose weight is stored transposed (GPT-2's Conv1D).
+    """
+
+    base_model: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    method: Mapping[str, Any] | None = None
+    fan_in_fan_out: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Adapter:
+    """``{module path -> factors}`` with the heads that were trained beside them. No ``nn.Module`` in it.
+
+    Attributes:
+        modules: module path in the base model, ``"encoder.layer.0.attention.self.query"``, to its factors. Every module
+            that training targeted is listed, also those whose ranks have all died.
+        heads: tensors of fully trained modules (``modules_to_save``), by their name in the base model,
+            ``"classifier.weight"``.
+        metadata: where it comes from.
+
+    Raises:
+        AdapterError: a module path is not a dotted name, or a tensor holds NaN or infinity.
+    """
+
+    modules: Mapping[str, Factors]
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=Metadata)
+
+    def __post_init__(self) -> None:
+        for path, factors in self.modules.items():
+            if not _PATH.fullmatch(path):
+                raise AdapterError(f"Module path {path!r} is not a dotted name of letters, digits and underscores.")
+            tensors = [factors.a, factors.b] + ([] if factors.gate is None else [factors.gate])
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                raise AdapterError(f"Module {path!r} holds NaN or infinity; the run that wrote it diverged.")
+        for name, tensor in self.heads.items():
+            if not _PATH.fullmatch(name):
+                raise AdapterError(f"Head tensor {name!r} is not a dotted name of letters, digits and underscores.")
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
+        # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
+        object.__setattr__(self, "modules", MappingProxyType(dict(sorted(self.modules.items(), key=lambda item: natural(item[0])))))
+        object.__setattr__(self, "heads", MappingProxyType(dict(sorted(self.heads.items()))))
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Live rank of every module."""
+        return {path: factors.live_rank for path, factors in self.modules.items()}
+
+    @property
+    def max_rank(self) -> int:
+        """The largest live rank; 0 if every rank is gone."""
+        return max(self.ranks.values(), default=0)
+
+    @property
+    def parameters(self) -> int:
+        """Adapter parameters once pruned and folded, heads not counted: ``sum_m r_m (in_m + out_m)``."""
+        return sum(factors.parameters for factors in self.modules.values())
+
+    @property
+    def head_parameters(self) -> int:
+        """Entries of the fully trained heads."""
+        return sum(tensor.numel() for tensor in self.heads.values())
+
+    def folded(self) -> Adapter:
+        """Dead ranks dropped, gates and scales folded into B (scale 1); the updates are unchanged."""
+        modules = {path: factors.prune().fold() for path, factors in self.modules.items()}
+        return Adapter(modules=modules, heads=self.heads, metadata=self.metadata)
+
+
+def natural(path: str) -> tuple[tuple[int, str], ...]:
+    """Sort key in which ``layer.2`` comes before ``layer.10``."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in path.split("."))

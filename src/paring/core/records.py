@@ -1,0 +1,135 @@
+"""What a run leaves behind, as frozen values: train writes them, the report and the command line read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from paring.core.errors import DataError, near
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleRecord:
+    """One adapted module at the end of a run.
+
+    Attributes:
+        path: module path in the base model.
+        in_features, out_features: the module's widths.
+        start_rank: ranks it was given.
+        live_rank: ranks that are left.
+    """
+
+    path: str
+    in_features: int
+    out_features: int
+    start_rank: int
+    live_rank: int
+
+    @property
+    def parameters(self) -> int:
+        """Adapter parameters left in this module, ``live_rank * (in + out)``."""
+        return self.live_rank * (self.in_features + self.out_features)
+
+    @property
+    def start_parameters(self) -> int:
+        """Adapter parameters at the start, ``start_rank * (in + out)``; gates not counted."""
+        return self.start_rank * (self.in_features + self.out_features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What was logged at one step: ``{"loss": ..., "live_ranks": ..., "eval_accuracy": ...}``."""
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that a report shows and that a repetition needs.
+
+    Attributes:
+        title: a short name of the run.
+        method: the encoded method, ``{"name", "version", ...}``.
+        base_model: folder or hub id of the frozen model.
+        command: the command line that repeats the run.
+        started: ISO 8601 time, UTC.
+        seconds: wall time of training.
+        seed: the seed of the run.
+        settings: all settings of the run, as plain data.
+        versions: package name to version.
+        machine: processor, cores, threads, accelerator, as plain data.
+        history: logged values over steps. The keys that paring itself logs are ``loss``, ``learning_rate``, ``lambda``
+            (penalty weight), ``live_ranks``, ``live_parameters``, ``sparsity`` (share of dead ranks) and ``eval_*``.
+        modules: the adapted modules.
+        metrics: final metrics, ``{"accuracy": 0.91}``.
+        head_parameters: entries of the fully trained heads.
+        files: files of the export by name, in bytes.
+    """
+
+    title: str
+    method: Mapping[str, Any]
+    base_model: str | None
+    command: str
+    started: str
+    seconds: float
+    seed: int
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    history: tuple[Point, ...]
+    modules: tuple[ModuleRecord, ...]
+    metrics: Mapping[str, float]
+    head_parameters: int = 0
+    files: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def start_ranks(self) -> int:
+        """Ranks over all modules at the start."""
+        return sum(module.start_rank for module in self.modules)
+
+    @property
+    def live_ranks(self) -> int:
+        """Ranks over all modules at the end."""
+        return sum(module.live_rank for module in self.modules)
+
+    @property
+    def parameters(self) -> int:
+        """Adapter parameters at the end, heads not counted."""
+        return sum(module.parameters for module in self.modules)
+
+    @property
+    def start_parameters(self) -> int:
+        """Adapter parameters at the start, heads and gates not counted."""
+        return sum(module.start_parameters for module in self.modules)
+
+    def to_json(self) -> str:
+        """Write the record as JSON text, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, allow_nan=True, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunRecord:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: not JSON, a key is missing or unknown.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"This is not a run record: {error}.") from error
+        if not isinstance(data, dict):
+            raise DataError(f"This is not a run record: expected an object, found {type(data).__name__}.")
+        known = {item.name for item in dataclasses.fields(cls)}
+        for key in data:
+            if key not in known:
+                raise DataError(f"Unknown key {key!r} in the run record.{near(key, known)}")
+        try:
+            data["history"] = tuple(Point(**point) for point in data["history"])
+            data["modules"] = tuple(ModuleRecord(**module) for module in data["modules"])
+            return cls(**data)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"The run record is incomplete: {error}.") from error

@@ -1,0 +1,162 @@
+"""What a method is, and the table of methods by name.
+
+A method is a frozen keyword-only dataclass that assembles parts. One published method is one file under
+``paring/methods``; its class sets ``name`` to the file's stem. Another installed package adds one by an entry point in the
+group ``paring.methods`` whose name is the method's name and whose value is its class.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar
+
+import torch
+
+from paring.core.coding import Coded, number
+from paring.core.errors import SettingError, near
+from paring.parts.parameterise.base import Role, Slot
+from paring.parts.shape import Shape
+from paring.parts.update.proximal import Proximal
+
+GROUP = "paring.methods"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How the parameters of one role are stepped.
+
+    Attributes:
+        multiple: their learning rate, as a multiple of the main rate.
+        decay: their weight decay; ``None`` takes the main one.
+    """
+
+    multiple: float = 1.0
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        number("multiple", self.multiple, low=0.0, open_low=True)
+        if self.decay is not None:
+            number("decay", self.decay, low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the documentation, the README table and ``paring methods`` say of a method.
+
+    Attributes:
+        title: the method's full name.
+        paper: its source, "arXiv 2311.11696", with the venue.
+        kind: one of the families, "adaptive rank", "baseline", ...
+        parameters: formula of the trainable parameters of one module.
+        exact_export: whether its export as a plain LoRA is exact.
+        deviations: where the released code differs from the paper, and what paring does.
+        verified: properties that tests prove beyond the contract tests.
+        recipe: a few lines of Python that show it.
+    """
+
+    title: str
+    paper: str
+    kind: str
+    parameters: str
+    exact_export: bool = True
+    deviations: tuple[str, ...] = ()
+    verified: tuple[str, ...] = ()
+    recipe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Coded, ABC):
+    """A way to adapt linear modules: it builds a slot for each, and says how the slot's parameters are stepped.
+
+    Subclasses are frozen keyword-only dataclasses that validate themselves in ``__post_init__``.
+    """
+
+    about: ClassVar[About]
+
+    @abstractmethod
+    def slot(self, shape: Shape, generator: torch.Generator) -> Slot:
+        """The trainable module for one base layer, on the CPU in float32, all randomness from ``generator``.
+
+        Raises:
+            SettingError: the method cannot adapt a module of this shape; the message names the module.
+        """
+
+    def rates(self) -> Mapping[Role, Rate]:
+        """How each role is stepped; roles that are not listed take the main rate and weight decay."""
+        return {}
+
+    @property
+    def update(self) -> Proximal | None:
+        """The proximal step that must follow each optimizer step; ``None`` if there is none."""
+        return None
+
+    def example(self) -> Method:
+        """A small instance for tests and documentation: the defaults, but for what has none."""
+        return self
+
+
+def check_rank(rank: int, shape: Shape) -> None:
+    """Refuse a rank above what the module's weight can have.
+
+    Raises:
+        SettingError: names the module and its size.
+    """
+    limit = min(shape.in_features, shape.out_features)
+    if rank > limit:
+        raise SettingError(
+            f"rank={rank} is above what {shape.path!r} can use: its weight is {shape.out_features} x {shape.in_features}, "
+            f"so its rank is at most {limit}. Lower the rank, or leave the module out with exclude_modules."
+        )
+
+
+def names() -> tuple[str, ...]:
+    """The names of all methods, own files first, then those of other installed packages."""
+    package = importlib.import_module("paring.methods")
+    own = sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
+    return (*own, *sorted({item.name for item in entry_points(group=GROUP)} - set(own)))
+
+
+def load(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        SettingError: no method has this name (near names are shown), or its file does not define it.
+    """
+    if name not in names():
+        raise SettingError(f"Unknown method {name!r}.{near(name, names())} Known: {', '.join(names())}.")
+    if name not in Method.members:
+        found = list(entry_points(group=GROUP, name=name))
+        if found:
+            found[0].load()
+        else:
+            # The one dynamic import of the package: a file name out of the folder's own listing, never a path out of a file.
+            importlib.import_module(f"paring.methods.{name}")
+    member = Method.members.get(name)
+    if member is None or not issubclass(member, Method):
+        raise SettingError(f"The file of method {name!r} defines no Method subclass with name = {name!r}.")
+    return member
+
+
+def decode(data: Mapping[str, Any]) -> Method:
+    """The method that a configuration describes.
+
+    Raises:
+        SettingError: an unknown method, a newer version, or an unknown key.
+    """
+    if not isinstance(data, Mapping):
+        raise SettingError(f"Expected the settings of a method as a mapping with a 'name', got {data!r}.")
+    name = data.get("name")
+    if not isinstance(name, str):
+        raise SettingError(f"A method's settings need a 'name', got the keys {sorted(map(str, data))}.")
+    load(name)
+    return Method.decode(data)
+
+
+def part(family: type[Coded], **kwargs: Any) -> Any:
+    """A dataclass field that holds a part of ``family``, so that a configuration can be read back."""
+    return field(metadata={"family": family.__name__}, **kwargs)

@@ -1,0 +1,67 @@
+r"""LoRA: a frozen weight plus a trained product of two thin matrices.
+
+.. math:: y = W x + s\,B A x, \qquad s = \alpha / r \quad\text{or, with } \texttt{scaling="rs"},\quad s = \alpha / \sqrt r
+
+A (r x in) starts uniform in :math:`\pm 1/\sqrt{\text{in}}`, B (out x r) at zero, so the first forward equals the frozen model's.
+
+Source: Hu et al., LoRA (arXiv 2106.09685, ICLR 2022); Kalajdzievski, rsLoRA (arXiv 2312.03732) for the second scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from paring.core.coding import choice, number, positive_int
+from paring.method import About, Method, check_rank, part
+from paring.parts.initialise.base import Initialiser
+from paring.parts.initialise.kaiming import KaimingZero
+from paring.parts.parameterise.low_rank import LowRank, Scaling, scale_of
+from paring.parts.shape import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Method):
+    r"""Plain LoRA, the baseline: every module gets the same rank and keeps it.
+
+    Attributes:
+        rank: :math:`r`, the number of ranks of every module.
+        alpha: :math:`\alpha`, the numerator of the scale.
+        dropout: probability of dropping an entry of the slot's input while training.
+        scaling: ``"standard"`` for :math:`\alpha/r`, ``"rs"`` for :math:`\alpha/\sqrt r`.
+        init: where the factors start.
+
+    Raises:
+        SettingError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "lora"
+    about: ClassVar[About] = About(
+        title="Low-rank adaptation",
+        paper="arXiv 2106.09685 (ICLR 2022); rsLoRA arXiv 2312.03732",
+        kind="baseline",
+        parameters="r (in + out)",
+        deviations=("The paper draws A from a Gaussian; its authors' code and PEFT use Kaiming uniform, and so does paring.",),
+        verified=("bits of PEFT's LoRA from the same factors", "scale alpha / r and alpha / sqrt(r)"),
+        recipe="model = paring.adapt(model, LoRA(rank=8, alpha=16), task_type='SEQ_CLS')",
+    )
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    scaling: Scaling = "standard"
+    init: Initialiser = part(Initialiser, default=KaimingZero())
+
+    def __post_init__(self) -> None:
+        positive_int("rank", self.rank)
+        number("alpha", self.alpha, low=0.0, open_low=True)
+        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        choice("scaling", self.scaling, ("standard", "rs"))
+
+    def slot(self, shape: Shape, generator: torch.Generator) -> LowRank:
+        """Two factors, no gate."""
+        check_rank(self.rank, shape)
+        scale = scale_of(self.alpha, self.rank, self.scaling)
+        return LowRank(self.init.factors(shape, self.rank, scale, generator), self.dropout)

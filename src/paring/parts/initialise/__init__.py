@@ -1,0 +1,1 @@
+"""Initialisers: where a module's factors start."""

@@ -1,0 +1,1 @@
+"""Parameterisations: the trainable module that an adapter puts beside one base layer."""

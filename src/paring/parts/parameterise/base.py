@@ -1,0 +1,43 @@
+"""What every slot promises to those who host it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from enum import Enum
+
+from torch import Tensor, nn
+
+from paring.core.factors import Factors
+
+
+class Role(Enum):
+    """What a slot's parameter is, which decides its optimizer group."""
+
+    FACTOR = "factor"
+    GATE = "gate"
+    FROZEN = "frozen"
+
+
+class Slot(nn.Module, ABC):
+    """The trainable module beside one base layer.
+
+    All state that changes the output is an ``nn.Parameter``, frozen where need be, so that whatever copies parameters copies
+    the adapter.
+    """
+
+    @abstractmethod
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """Base output ``y`` plus the update at input ``x``; neither is changed."""
+
+    @abstractmethod
+    def factors(self) -> Factors:
+        """A detached copy of the update as it is now, dead ranks included."""
+
+    @abstractmethod
+    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """Every own parameter with its name and role."""
+
+    def forward(self, y: Tensor, x: Tensor) -> Tensor:
+        """Same as :meth:`add`."""
+        return self.add(y, x)

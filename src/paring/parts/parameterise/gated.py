@@ -1,0 +1,133 @@
+r"""SoRA's parameterisation: :math:`\Delta W = s\,B\,\mathrm{diag}(g)\,A`, with a gate that a proximal step sets to exact zeros."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paring.core.errors import StepError
+from paring.core.factors import Factors
+from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.low_rank import LowRank
+from paring.parts.update.proximal import Proximal
+
+PATIENCE = 32
+"""Backward passes without a proximal step after which a training loop is told that it trains plain LoRA."""
+
+_slots: weakref.WeakSet[Gated] = weakref.WeakSet()
+
+
+def gated_slots() -> Iterator[Gated]:
+    """Every gated slot that is alive in this process, in no particular order."""
+    return iter(_slots)
+
+
+class Gated(LowRank):
+    r"""Factors with a gate ``g`` (r,) between them: :math:`s\,B\,\mathrm{diag}(g)\,A\,\mathrm{drop}(x)`.
+
+    A training forward marks the slot pending; the hook on the optimizer's step (:mod:`paring.step`) applies
+    :attr:`update` once and clears the mark. The gate stays float32 whatever the rest is cast to: a threshold of rate x weight is
+    far below the resolution of bfloat16 near 1, so a low-precision gate could never move.
+
+    Args:
+        start: the factors to begin with, with their gate.
+        update: the proximal step to take after each optimizer step.
+        l1: weight of the extra L1 term that the released code adds to the loss, as the mean over all gate entries; 0 is off.
+        dropout: as in :class:`LowRank`.
+    """
+
+    steps: Tensor
+
+    def __init__(self, start: Factors, update: Proximal, l1: float = 0.0, dropout: float = 0.0) -> None:
+        super().__init__(start, dropout)
+        assert start.gate is not None
+        self.gate = nn.Parameter(start.gate.detach().clone().float())
+        self.update = update
+        self.penalty = update.weight
+        self.l1 = l1
+        self.pending = False
+        # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._backwards = 0
+        self._watched: weakref.ref[Tensor] | None = None
+        self._proved = False
+        _slots.add(self)
+
+    def weight(self) -> Tensor | float:
+        """``s * g``."""
+        return self.gate * self.scale
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """Base output plus update; in training, marks the slot pending.
+
+        Raises:
+            StepError: the gate was cast below float32 behind the slot's back.
+        """
+        if self.training and torch.is_grad_enabled():
+            self.pending = True
+            if not self._proved and not torch.compiler.is_compiling():
+                self._watch()
+            if self.gate.dtype in (torch.bfloat16, torch.float16):
+                raise StepError(
+                    f"The gate was cast to {self.gate.dtype}: a proximal step of rate x weight rounds to nothing there. "
+                    "Call paring.train.recast(model) after whatever cast the parameters, or use ParingTrainer or ParingCallback, which do."
+                )
+        return super().add(y, x)
+
+    def factors(self) -> Factors:
+        """A detached copy of the update, gate included."""
+        return Factors(a=self.A.detach().clone(), b=self.B.detach().clone(), gate=self.gate.detach().clone(), scale=self.scale)
+
+    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """A and B are factors, the gate is a gate."""
+        yield from super().roles()
+        yield "gate", self.gate, Role.GATE
+
+    def stepped(self) -> None:
+        """Note that the proximal step has run: clears the mark and ends the watch for loops that forget it."""
+        self.pending = False
+        self._proved = True
+
+    def _watch(self) -> None:
+        """Count backward passes until the first proximal step, to warn a loop whose optimizer does not hold the gate."""
+        if self._watched is not None and self._watched() is self.gate:
+            return
+        if not self.gate.is_leaf or not self.gate.requires_grad:
+            return
+        self._watched = weakref.ref(self.gate)
+        slot = weakref.ref(self)
+
+        def count(_: Tensor) -> None:
+            owner = slot()
+            if owner is None or owner._proved:
+                return
+            owner._backwards += 1
+            if owner._backwards == PATIENCE:
+                warnings.warn(
+                    f"{PATIENCE} backward passes went through a gate and no proximal step has run: this trains plain LoRA. Put the gates "
+                    "into a torch.optim optimizer (model.parameters() has them), or hook yours with paring.step.watch(optimizer).",
+                    stacklevel=2,
+                )
+
+        self.gate.register_post_accumulate_grad_hook(count)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gated:
+        """Move with the model, but keep the gate in float32 (or float64), with its own digits, whatever the model is cast to."""
+        kept = self.gate.data
+        super()._apply(fn, recurse)
+        if self.gate.dtype not in (torch.float32, torch.float64):
+            self.gate.data = kept.to(self.gate.device)
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _slots.add(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference neither pickles nor belongs to a copy, whose gate is another tensor.
+        return {**self.__dict__, "_watched": None}

@@ -1,0 +1,60 @@
+r"""LoRA's parameterisation: :math:`\Delta W = s\,B A`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paring.core.factors import Factors
+from paring.kernels.low_rank import add_low_rank
+from paring.parts.parameterise.base import Role, Slot
+
+Scaling: TypeAlias = Literal["standard", "rs"]
+
+
+def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
+    r"""``alpha / rank``, or rsLoRA's ``alpha / sqrt(rank)`` (arXiv 2312.03732)."""
+    return alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank
+
+
+class LowRank(Slot):
+    r"""Factors ``A`` (r x in) and ``B`` (out x r); the update is :math:`s\,B A\,\mathrm{drop}(x)`.
+
+    Args:
+        start: the factors to begin with; ``start.scale`` is ``s``, constant from then on.
+        dropout: probability of dropping an entry of the slot's input while training.
+    """
+
+    def __init__(self, start: Factors, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.A = nn.Parameter(start.a.detach().clone())
+        self.B = nn.Parameter(start.b.detach().clone())
+        self.scale = start.scale
+        self.dropout = dropout
+
+    def weight(self) -> Tensor | float:
+        """What the r-wide product is multiplied by."""
+        return self.scale
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """Base output plus update."""
+        if self.dropout and self.training:
+            x = F.dropout(x, self.dropout, training=True)
+        return add_low_rank(y, x, self.A, self.B, self.weight())
+
+    def factors(self) -> Factors:
+        """A detached copy of the update."""
+        return Factors(a=self.A.detach().clone(), b=self.B.detach().clone(), scale=self.scale)
+
+    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """A and B are factors."""
+        yield "A", self.A, Role.FACTOR
+        yield "B", self.B, Role.FACTOR
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"in={self.A.shape[1]}, out={self.B.shape[0]}, rank={self.A.shape[0]}, scale={self.scale:g}, dropout={self.dropout:g}"

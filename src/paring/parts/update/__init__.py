@@ -1,0 +1,1 @@
+"""Updates: what happens to the gates once the optimizer has stepped."""

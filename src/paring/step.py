@@ -1,0 +1,139 @@
+"""The proximal step, taken by itself after each optimizer step: nothing to call, nothing to forget.
+
+A training forward marks a gated slot *pending*. The first post-step hook of an optimizer whose groups hold that slot's
+gate applies the slot's proximal step once and clears the mark. One hook for the whole process is installed when the first slot
+is attached; :func:`watch` hooks a single optimizer where the process-wide hook is not wanted, and shares the mark.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+from paring.core.errors import StepError
+from paring.parts.parameterise.gated import Gated, gated_slots
+
+_installed: list[RemovableHandle] = []
+_checked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+_decay_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+
+
+def install() -> None:
+    """Install the process-wide hooks; calling it again changes nothing."""
+    if not _installed:
+        _installed.append(register_optimizer_step_pre_hook(_before))
+        _installed.append(register_optimizer_step_post_hook(_after))
+
+
+def uninstall() -> None:
+    """Remove the process-wide hooks, for those who :func:`watch` their optimizers themselves."""
+    while _installed:
+        _installed.pop().remove()
+
+
+def watch(optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
+    """Take the proximal step after this optimizer's steps, with or without the process-wide hook.
+
+    Returns:
+        Two handles; ``remove()`` ends it.
+    """
+    return optimizer.register_step_pre_hook(_before), optimizer.register_step_post_hook(_after)
+
+
+def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
+    """The slots that a step of ``optimizer`` is due to shrink, each with the parameter group that holds its gate.
+
+    A slot is due if a training forward marked it, its gate requires grad and has one. The gate is looked up now, by identity:
+    casts and sharding replace ``Parameter`` objects after the optimizer was built.
+    """
+    due = [slot for slot in gated_slots() if slot.pending and slot.gate.requires_grad and slot.gate.grad is not None]
+    if not due:
+        return []
+    home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    return [(slot, home[id(slot.gate)]) for slot in due if id(slot.gate) in home]
+
+
+@torch.no_grad()
+def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Add the gradient of the released code's extra L1 term, ``l1 * sign(g) / (number of gate entries)``."""
+    due = [(slot, group) for slot, group in pending(optimizer) if slot.l1]
+    total = sum(slot.gate.numel() for slot, _ in due)
+    for slot, _ in due:
+        assert slot.gate.grad is not None
+        slot.gate.grad.add_(torch.sign(slot.gate), alpha=slot.l1 / total)
+
+
+@torch.no_grad()
+def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Shrink every due gate once, in as few operations as there are different thresholds."""
+    due = pending(optimizer)
+    if not due:
+        return
+    if optimizer not in _checked:
+        for _, group in due:
+            check(optimizer, group)
+        _checked.add(optimizer)
+    # torch.amp.GradScaler tells a fused optimizer to skip a step through this attribute, a tensor on the device; the hook still
+    # fires, so the threshold is multiplied by zero then, without reading it on the host.
+    found_inf: Tensor | None = vars(optimizer).get("found_inf")
+    buckets: dict[tuple[Any, ...], list[Gated]] = defaultdict(list)
+    groups: dict[int, dict[str, Any]] = {}
+    for slot, group in due:
+        groups[id(group)] = group
+        buckets[id(group), slot.update, slot.penalty, slot.gate.device, slot.gate.dtype].append(slot)
+    for (group_id, update, penalty, device, _), slots in buckets.items():
+        threshold = update.threshold(groups[group_id]["lr"], penalty)
+        if isinstance(threshold, Tensor):
+            threshold = threshold.to(device)
+        if found_inf is not None:
+            threshold = threshold * (1.0 - found_inf.to(device))
+        # Elementwise, so all gates of a bucket lie end to end in one tensor, and shards are treated where they are.
+        gates = [slot.gate.to_local() if isinstance(slot.gate, DTensor) else slot.gate for slot in slots]
+        shrunk = update.apply(torch.cat([gate.reshape(-1) for gate in gates]), threshold)
+        torch._foreach_copy_(gates, [new.view_as(gate) for new, gate in zip(shrunk.split([g.numel() for g in gates]), gates, strict=True)])
+        counts = [slot.steps for slot in slots]
+        if found_inf is None:
+            torch._foreach_add_(counts, 1)
+        else:
+            torch._foreach_add_(counts, (1.0 - found_inf.to(device)).to(torch.int64).reshape(()))
+        for slot in slots:
+            slot.stepped()
+
+
+def check(optimizer: Optimizer, group: dict[str, Any]) -> None:
+    """Refuse an optimizer whose learning rate is not the length of its step, or whose averages destroy zeros.
+
+    Raises:
+        StepError: names the optimizer, the reason and the cure.
+    """
+    kind = type(optimizer).__name__
+    cure = "Step the gates with torch.optim.AdamW or SGD; paring.train.create_optimizer builds the groups."
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise StepError(f"{kind} chooses the length of its step by a line search, so rate x penalty is not its proximal step. {cure}")
+    if isinstance(optimizer, torch.optim.Adafactor) or group.get("relative_step") or group.get("scale_parameter"):
+        raise StepError(
+            f"{kind} scales its step by the size of the parameter or by the step count, so its rate is not the step. "
+            f"(transformers' Adafactor is right with relative_step=False, scale_parameter=False.) {cure}"
+        )
+    if "d" in group and ("d0" in group or "d_coef" in group or "k" in group):
+        raise StepError(f"{kind} estimates its own step size (D-adaptation), so its rate is not the step. {cure}")
+    if "train_mode" in group and "weight_sum" in group:
+        raise StepError(f"{kind} evaluates at an average of its iterates, and exact zeros do not survive averaging. {cure}")
+    if group.get("lr") is None:
+        raise StepError(f"{kind} has no learning rate in the group that holds the gates, so the threshold is unknown. {cure}")
+    if group.get("weight_decay") and optimizer not in _decay_warned:
+        _decay_warned.add(optimizer)
+        warnings.warn(
+            f"The gates sit in a parameter group with weight_decay={group['weight_decay']}: they shrink twice. "
+            "paring.train.create_optimizer(model, ...) gives them a group of their own.",
+            stacklevel=2,
+        )

@@ -1,3 +1,60 @@
-"""paring: low-rank adapters whose ranks are found while they train."""
+"""paring: low-rank adapters whose ranks are found while they train.
+
+>>> import paring
+>>> from paring.methods.sora import SoRA
+>>> model = paring.adapt(model, SoRA(rank=8, alpha=16), task_type="SEQ_CLS")   # doctest: +SKIP
+>>> ...                                                                        # your loop, or Trainer
+>>> paring.export(model, "adapter")                                            # doctest: +SKIP
+
+Importing this package loads neither torch nor peft; what is named below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
+
+if TYPE_CHECKING:
+    from paring.api import adapt, export, ranks, read, snapshot, verify
+    from paring.attach.config import ParingConfig
+    from paring.core.adapter import Adapter
 
 __version__ = "0.1.0"
+
+__all__ = ["Adapter", "ParingConfig", "__version__", "adapt", "export", "ranks", "read", "snapshot", "verify"]
+
+_HOMES = {
+    "Adapter": "paring.core.adapter",
+    "ParingConfig": "paring.attach.config",
+    "adapt": "paring.api",
+    "export": "paring.api",
+    "ranks": "paring.api",
+    "read": "paring.api",
+    "snapshot": "paring.api",
+    "verify": "paring.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return vars(importlib.import_module(_HOMES[name]))[name]
+    raise AttributeError(f"module 'paring' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _register(_: ModuleType) -> None:
+    importlib.import_module("paring.attach.register")
+
+
+# PEFT learns of the PARING type as soon as both packages are loaded, in either order.
+if "peft" in sys.modules:
+    _register(sys.modules["peft"])
+else:
+    when_imported("peft")(_register)

@@ -71,6 +71,10 @@ class Adapter:
         object.__setattr__(self, "modules", MappingProxyType(dict(sorted(self.modules.items(), key=lambda item: natural(item[0])))))
         object.__setattr__(self, "heads", MappingProxyType(dict(sorted(self.heads.items()))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only views neither pickle nor deep-copy; the dictionaries below them do.
+        return _rebuild, (dict(self.modules), dict(self.heads), self.metadata)
+
     @property
     def ranks(self) -> dict[str, int]:
         """Live rank of every module."""
@@ -95,6 +99,10 @@ class Adapter:
         """Dead ranks dropped, gates and scales folded into B (scale 1); the updates are unchanged."""
         modules = {path: factors.prune().fold() for path, factors in self.modules.items()}
         return Adapter(modules=modules, heads=self.heads, metadata=self.metadata)
+
+
+def _rebuild(modules: dict[str, Factors], heads: dict[str, Tensor], metadata: Metadata) -> Adapter:
+    return Adapter(modules=modules, heads=heads, metadata=metadata)
 
 
 def natural(path: str) -> tuple[tuple[int, str], ...]:

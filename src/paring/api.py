@@ -1,0 +1,243 @@
+"""The Python surface: attach, export, read, verify, ranks. The only place where attach, exchange and methods meet."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from paring.attach.config import ParingConfig
+from paring.attach.find import config_of, heads, method_of, module_names, slots, transposed
+from paring.attach.fuse import fuse_into
+from paring.attach.register import register
+from paring.core.adapter import Adapter, Metadata
+from paring.core.errors import ExportError, SettingError
+from paring.exchange.card import model_card
+from paring.exchange.compare import differences
+from paring.exchange.engines import Finding, lint
+from paring.exchange.read import read
+from paring.exchange.write import Layout, write
+from paring.method import Method
+from paring.parts.parameterise.gated import Gated
+
+__all__ = ["Finding", "adapt", "export", "fuse", "ranks", "read", "snapshot", "verify"]
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""Largest relative difference that rounding to a type may leave between the live update and the exported one."""
+
+
+class Saves(Protocol):
+    """What a tokenizer or processor can do that the export needs."""
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Write its files into a folder."""
+
+
+def adapt(
+    model: nn.Module,
+    method: Method,
+    *,
+    target_modules: str | Sequence[str] = "all-linear",
+    task_type: str | None = None,
+    adapter: str = "default",
+    modules_to_save: Sequence[str] | None = None,
+    exclude_modules: str | Sequence[str] | None = None,
+    seed: int | None = None,
+) -> PeftModel:
+    """Put an adapter beside the linear modules of a pre-trained model.
+
+    Args:
+        model: the model to adapt; it is changed in place. A PeftModel gets one more adapter.
+        method: ``SoRA(rank=8, alpha=16)``, ``LoRA(rank=8)``, or any other method.
+        target_modules: ``"all-linear"``, names or suffixes of modules, or a regular expression over full names.
+        task_type: PEFT's task type. With ``"SEQ_CLS"`` and ``"TOKEN_CLS"`` the head is trained too.
+        adapter: the adapter's name.
+        modules_to_save: further modules to train fully and to save along.
+        exclude_modules: modules to leave out.
+        seed: seed of the factors' start; ``None`` draws one from torch's default generator and keeps it in the configuration.
+
+    Returns:
+        A PeftModel: train it in any loop, with Trainer or with TRL. The first output equals the frozen model's for methods that
+        start at zero.
+
+    Raises:
+        TargetError: a target matches nothing, or cannot be adapted.
+        SettingError: the method does not fit a module.
+    """
+    if not isinstance(method, Method):
+        raise SettingError(f"method={method!r}: give a method, such as SoRA(rank=8, alpha=16) from paring.methods.sora.")
+    register()
+    config = ParingConfig(
+        method=method,
+        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
+        exclude_modules=exclude_modules if exclude_modules is None or isinstance(exclude_modules, str) else list(exclude_modules),
+        modules_to_save=None if modules_to_save is None else list(modules_to_save),
+        task_type=task_type,
+        seed=seed,
+    )
+    if isinstance(model, PeftModel):
+        model.add_adapter(adapter, config)
+        model.set_adapter(adapter)
+        return model
+    adapted = get_peft_model(model, config, adapter_name=adapter)
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
+    """The live rank of every adapted module: ranks whose gate is not exactly zero.
+
+    Raises:
+        TargetError: the model has no such adapter.
+    """
+    return {path: slot.factors().live_rank for path, slot in slots(model, adapter).items()}
+
+
+def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
+    """The adapter as a frozen value: a detached copy of every module's factors, and of the trained heads.
+
+    Raises:
+        TargetError: the model has no such adapter.
+        AdapterError: a factor holds NaN or infinity.
+    """
+    config = config_of(model, adapter)
+    return Adapter(
+        modules={path: slot.factors().to(device="cpu") for path, slot in slots(model, adapter).items()},
+        heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
+        metadata=Metadata(
+            base_model=config.base_model_name_or_path,
+            revision=config.revision,
+            task_type=None if config.task_type is None else str(config.task_type),
+            method=method_of(model, adapter).encode(),
+            fan_in_fan_out=transposed(model),
+        ),
+    )
+
+
+def export(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    adapter: str = "default",
+    layout: Layout = "compact",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+    tokenizer: Saves | None = None,
+    command: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> Path:
+    r"""Write the adapter as a plain LoRA that stock PEFT, transformers and vLLM load.
+
+    With :math:`I = \{i : g_i \ne 0\}`, each module is written as :math:`A' = A_I`, :math:`B' = s\,B_I\,\mathrm{diag}(g_I)` with scale 1,
+    folded in float32 and then cast. What was written is read back and compared with the live model before it takes its place.
+
+    Args:
+        model: the adapted model.
+        folder: where to; created, never overwritten unless asked.
+        adapter: the adapter's name.
+        layout: ``"compact"`` (each module its own rank) or ``"uniform"`` (zero-padded to one rank, for engines that need it).
+        dtype: type of the tensors written; ``None`` keeps float32.
+        overwrite: replace an existing folder.
+        force: export although the proximal step never ran.
+        tokenizer: saved along, with its chat template.
+        command: the command line that repeats the run, for the model card.
+        metrics: final metrics, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: every gate is zero, the proximal step never ran, or what was written differs from the live model.
+        OutputExistsError: the folder exists and ``overwrite`` is False.
+    """
+    if isinstance(model, AveragedModel):
+        raise ExportError(
+            "This is an average of models over steps (torch.optim.swa_utils.AveragedModel): exact zeros do not survive averaging, so no rank "
+            "would be gone. Export the model that was trained, not its average."
+        )
+    live = snapshot(model, adapter)
+    gated = [slot for slot in slots(model, adapter).values() if isinstance(slot, Gated)]
+    if gated and not force and not any(int(slot.steps) for slot in gated):
+        raise ExportError(
+            "The proximal step never ran on this adapter: no gate was ever shrunk, so it is plain LoRA with random gates. Train it with a "
+            "torch.optim optimizer that holds the gates (see paring.step.watch for others), or pass force=True to export it as it is."
+        )
+
+    def check(written: Path) -> None:
+        worst = differences(read(written), live, torch.Generator().manual_seed(0))
+        allowed = TOLERANCE.get(dtype or torch.float32, 1e-5)
+        for path, distance in worst.items():
+            if not distance <= allowed:
+                raise ExportError(
+                    f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); nothing was written. "
+                    "If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
+                )
+
+    return write(
+        live,
+        folder,
+        layout=layout,
+        dtype=dtype,
+        overwrite=overwrite,
+        module_names=module_names(model),
+        extra_files=_companions(model, tokenizer),
+        card=model_card(live, command=command, metrics=metrics),
+        command=command,
+        check=check,
+    )
+
+
+def _companions(model: nn.Module, tokenizer: Saves | None) -> dict[str, bytes]:
+    """The files that travel with an adapter: the model's configuration with its labels, and the tokenizer with its chat template."""
+    found: dict[str, bytes] = {}
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = vars(base).get("config")
+    if config is not None and hasattr(config, "to_json_string"):
+        found["config.json"] = config.to_json_string(use_diff=True).encode()
+    if tokenizer is not None:
+        with tempfile.TemporaryDirectory() as place:
+            tokenizer.save_pretrained(place)
+            found |= {item.name: item.read_bytes() for item in sorted(Path(place).iterdir()) if item.is_file()}
+    return found
+
+
+def verify(folder: str | Path, model: nn.Module | None = None, *, adapter: str = "default") -> list[Finding]:
+    """Say what each inference engine would make of an exported adapter.
+
+    Args:
+        folder: an adapter in PEFT's LoRA layout.
+        model: the live model it was exported from; its updates are then the truth that the engines are compared with.
+        adapter: the adapter's name on that model.
+
+    Returns:
+        Findings by engine; an engine that is right has one of level "ok".
+
+    Raises:
+        AdapterError: the folder is not a readable LoRA adapter.
+    """
+    return lint(folder, truth=None if model is None else snapshot(model, adapter))
+
+
+@torch.no_grad()
+def fuse(model: nn.Module, adapter: Adapter) -> nn.Module:
+    r"""Add an adapter's updates into the weights of its base model, in place: :math:`W \leftarrow W + s\,B\,\mathrm{diag}(g)\,A`.
+
+    Args:
+        model: the base model, without adapters.
+        adapter: what :func:`read` or :func:`snapshot` returned.
+
+    Returns:
+        The model, stand-alone.
+
+    Raises:
+        TargetError: a weight is quantised, or a module is not linear.
+        AdapterError: the adapter belongs to another base model: a module is missing or has other widths.
+    """
+    return fuse_into(model, adapter)

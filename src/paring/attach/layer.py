@@ -1,0 +1,161 @@
+"""The layer that stands in for an adapted linear module: the base layer and one slot for each adapter."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from paring.attach.shapes import plain_weight, promoted
+from paring.core.errors import TargetError
+from paring.parts.parameterise.base import Role, Slot
+from paring.parts.shape import Shape
+
+BASE = "__base__"
+"""The name that asks for the frozen model in a batch of mixed adapters, as in PEFT."""
+
+
+class ParingLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+    """A linear module with slots beside it. (PEFT's "all-linear" finds wrapped layers by the word Linear in the class name.)
+
+    Args:
+        base_layer: the frozen module, called as it is.
+        shape: its path and widths.
+    """
+
+    adapter_layer_names = ("paring_slot",)
+    other_param_names = ()
+
+    def __init__(self, base_layer: nn.Module, shape: Shape) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.shape = shape
+        self.in_features, self.out_features = shape.in_features, shape.out_features
+        self.paring_slot = nn.ModuleDict()
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self._original: Tensor | None = None
+
+    def slot(self, adapter: str) -> Slot | None:
+        """The slot of an adapter, or ``None`` if it does not target this module."""
+        if adapter not in self.paring_slot:
+            return None
+        found = self.paring_slot[adapter]
+        assert isinstance(found, Slot)
+        return found
+
+    def add_slot(self, adapter: str, slot: Slot) -> None:
+        """Put a slot beside the base layer, on its device."""
+        self.paring_slot[adapter] = slot
+        self._move_adapter_to_device_of_base_layer(adapter)
+        self._freeze()
+
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """Base output plus the updates of the active adapters, or of one adapter for each row with ``adapter_names``."""
+        if self._disable_adapters:
+            if self.merged:
+                self.unmerge()
+            result: Tensor = self.base_layer(x, *args, **kwargs)
+            return result
+        if adapter_names is not None:
+            return self._mixed(x, adapter_names, *args, **kwargs)
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.merged_adapters:
+            return y
+        for name in self.active_adapters:
+            if name in self.paring_slot:
+                y = self.paring_slot[name](y, x)
+        return y
+
+    def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        """One adapter for each row of the batch.
+
+        Generation with beams or several return sequences repeats each row in place, so a batch that is a multiple of the names is
+        such a batch, where it still has its sequence dimension.
+        """
+        if self.merged_adapters:
+            raise TargetError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first.")
+        repeat, rest = divmod(len(x), len(names))
+        if rest or repeat < 1 or (repeat > 1 and x.ndim < 3):
+            raise TargetError(f"adapter_names has {len(names)} entries, but {self.shape.path!r} got {len(x)} rows; give one name for each row.")
+        rows: dict[str, list[int]] = {}
+        for row in range(len(x)):
+            rows.setdefault(names[row // repeat], []).append(row)
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        y = y.clone()
+        for name, index in rows.items():
+            if name != BASE and name in self.paring_slot:
+                where = torch.tensor(index, device=x.device)
+                y[where] = self.paring_slot[name](y[where], x[where])
+        return y
+
+    # -- merging -------------------------------------------------------------------------------------------------------
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The dense update of one adapter, in the layout of the base weight, float32."""
+        slot = self.slot(adapter)
+        assert slot is not None
+        weight, transposed = plain_weight(self.shape.path, self.get_base_layer())
+        delta = slot.factors().materialise(promoted(weight))
+        return delta.T if transposed else delta
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight. The weight as it was is kept, so that :meth:`unmerge` restores it bit for bit.
+
+        Raises:
+            TargetError: the base weight is quantised or sharded.
+            ValueError: ``safe_merge`` and the sum is not finite.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.paring_slot:
+                continue
+            weight, _ = plain_weight(self.shape.path, self.get_base_layer())
+            total = (weight.data.to(promoted(weight)) + self.get_delta_weight(name)).to(weight.dtype)
+            if safe_merge and not bool(torch.isfinite(total).all()):
+                raise ValueError(f"Merging adapter {name!r} into {self.shape.path!r} gives NaN or infinity; the adapter is broken.")
+            if self._original is None:
+                self._original = weight.data.clone()
+            weight.data.copy_(total)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Restore the base weight, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged, nothing to do.", stacklevel=2)
+            return
+        weight, _ = plain_weight(self.shape.path, self.get_base_layer())
+        assert self._original is not None
+        weight.data.copy_(self._original)
+        self._original = None
+        self.merged_adapters.clear()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """Every slot is an additive update, so PEFT may convert it (``paring.export`` is exact and keeps the ranks)."""
+        return True
+
+    # -- what may train ------------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        for slot in self.paring_slot.values():
+            assert isinstance(slot, Slot)
+            for _, parameter, role in slot.roles():
+                if role is Role.FROZEN:
+                    parameter.requires_grad_(False)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters and make them trainable, but for parameters whose role is frozen."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Make adapters trainable or not, but for parameters whose role is frozen."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze()
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(model)``."""
+        return f"path={self.shape.path!r}"

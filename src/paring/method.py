@@ -86,6 +86,13 @@ class Method(Coded, ABC):
             SettingError: the method cannot adapt a module of this shape; the message names the module.
         """
 
+    def check(self, shape: Shape) -> None:
+        """Refuse a module that this method cannot adapt, before any module is touched.
+
+        Raises:
+            SettingError: names the module and what does not fit.
+        """
+
     def rates(self) -> Mapping[Role, Rate]:
         """How each role is stepped; roles that are not listed take the main rate and weight decay."""
         return {}
@@ -116,9 +123,13 @@ def check_rank(rank: int, shape: Shape) -> None:
 
 def names() -> tuple[str, ...]:
     """The names of all methods, own files first, then those of other installed packages."""
-    package = importlib.import_module("paring.methods")
-    own = sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
+    own = _own()
     return (*own, *sorted({item.name for item in entry_points(group=GROUP)} - set(own)))
+
+
+def _own() -> list[str]:
+    package = importlib.import_module("paring.methods")
+    return sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
 
 
 def load(name: str) -> type[Method]:
@@ -130,12 +141,11 @@ def load(name: str) -> type[Method]:
     if name not in names():
         raise SettingError(f"Unknown method {name!r}.{near(name, names())} Known: {', '.join(names())}.")
     if name not in Method.members:
-        found = list(entry_points(group=GROUP, name=name))
-        if found:
-            found[0].load()
-        else:
+        if name in _own():
             # The one dynamic import of the package: a file name out of the folder's own listing, never a path out of a file.
             importlib.import_module(f"paring.methods.{name}")
+        else:
+            next(iter(entry_points(group=GROUP, name=name))).load()
     member = Method.members.get(name)
     if member is None or not issubclass(member, Method):
         raise SettingError(f"The file of method {name!r} defines no Method subclass with name = {name!r}.")

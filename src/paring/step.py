@@ -30,8 +30,8 @@ _decay_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 def install() -> None:
     """Install the process-wide hooks; calling it again changes nothing."""
     if not _installed:
-        _installed.append(register_optimizer_step_pre_hook(_before))
-        _installed.append(register_optimizer_step_post_hook(_after))
+        _installed.append(register_optimizer_step_pre_hook(_eager(_before)))
+        _installed.append(register_optimizer_step_post_hook(_eager(_after)))
 
 
 def uninstall() -> None:
@@ -46,7 +46,12 @@ def watch(optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
     Returns:
         Two handles; ``remove()`` ends it.
     """
-    return optimizer.register_step_pre_hook(_before), optimizer.register_step_post_hook(_after)
+    return optimizer.register_step_pre_hook(_eager(_before)), optimizer.register_step_post_hook(_eager(_after))
+
+
+def _eager(hook: Any) -> Any:
+    """The hook as plain Python also where a step is compiled: traced, it would be specialised to the rate and the slots of that moment."""
+    return torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
 
 def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
@@ -62,14 +67,37 @@ def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
     return [(slot, home[id(slot.gate)]) for slot in due if id(slot.gate) in home]
 
 
+def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Add the extra L1 term's gradient before the step, or inside it where a closure makes the gradients there."""
+    if not any(slot.l1 for slot in gated_slots()):
+        return None
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if not callable(closure):
+        _add_l1(optimizer)
+        return None
+
+    def with_l1() -> Any:
+        loss = closure()
+        _add_l1(optimizer)
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": with_l1}
+    return (args[0], with_l1, *args[2:]), kwargs
+
+
 @torch.no_grad()
-def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Add the gradient of the released code's extra L1 term, ``l1 * sign(g) / (number of gate entries)``."""
-    due = [(slot, group) for slot, group in pending(optimizer) if slot.l1]
-    total = sum(slot.gate.numel() for slot, _ in due)
-    for slot, _ in due:
+def _add_l1(optimizer: Optimizer) -> None:
+    """Add the gradient of the released code's extra L1 term, ``l1 * sign(g) / (number of gate entries)``, once a backward."""
+    due = [slot for slot, _ in pending(optimizer) if slot.l1 and not slot.l1_added]
+    total = sum(slot.gate.numel() for slot in due)
+    # A fused optimizer gets gradients that are still multiplied by torch.amp.GradScaler's scale, and divides by it itself.
+    scale: Tensor | None = vars(optimizer).get("grad_scale")
+    for slot in due:
         assert slot.gate.grad is not None
-        slot.gate.grad.add_(torch.sign(slot.gate), alpha=slot.l1 / total)
+        term = torch.sign(slot.gate) * (slot.l1 / total)
+        slot.gate.grad.add_(term if scale is None else term * scale.to(term.device))
+        slot.l1_added = True
 
 
 @torch.no_grad()
@@ -126,7 +154,8 @@ def check(optimizer: Optimizer, group: dict[str, Any]) -> None:
         )
     if "d" in group and ("d0" in group or "d_coef" in group or "k" in group):
         raise StepError(f"{kind} estimates its own step size (D-adaptation), so its rate is not the step. {cure}")
-    if "train_mode" in group and "weight_sum" in group:
+    # Schedule-free optimizers keep the sum of their weights in the group; the wrapper around other optimizers, a second point z.
+    if "weight_sum" in group or any("z" in optimizer.state.get(parameter, ()) for parameter in group["params"]):
         raise StepError(f"{kind} evaluates at an average of its iterates, and exact zeros do not survive averaging. {cure}")
     if group.get("lr") is None:
         raise StepError(f"{kind} has no learning rate in the group that holds the gates, so the threshold is unknown. {cure}")

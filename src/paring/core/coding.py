@@ -38,9 +38,8 @@ class Coded:
         return {"name": self.name, "version": self.version, **{key: _plain(value) for key, value in self._fields().items()}}
 
     def _fields(self) -> dict[str, Any]:
-        if not dataclasses.is_dataclass(self):
-            return {}
-        return {item.name: vars(self)[item.name] for item in dataclasses.fields(self) if not item.metadata.get("transient")}
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return {item.name: vars(self)[item.name] for item in fields if not item.metadata.get("transient")}
 
     @classmethod
     def decode(cls: type[T], data: Mapping[str, Any]) -> T:
@@ -65,7 +64,7 @@ class Coded:
         known = {item.name: item for item in dataclasses.fields(member) if not item.metadata.get("transient")}  # type: ignore[arg-type]
         for key in rest:
             if key not in known:
-                raise SettingError(f"Unknown key {key!r} in the settings of {name!r}.{near(key, known)}")
+                raise SettingError(f"Unknown key {key!r} in the settings of {name!r}.{near(str(key), known)}")
         families = {family.__name__: family for family in Coded.__subclasses__()}
         values: dict[str, Any] = {}
         for key, value in rest.items():
@@ -91,6 +90,16 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """
     if value not in allowed:
         raise SettingError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}.{near(str(value), allowed)}")
+
+
+def member(name: str, value: object, family: type[Coded]) -> None:
+    """Refuse a value that is not a part of ``family``.
+
+    Raises:
+        SettingError: with what was given.
+    """
+    if not isinstance(value, family):
+        raise SettingError(f"{name}={value!r}: give an instance of {family.__name__}, one of {', '.join(sorted(family.members))}.")
 
 
 def positive_int(name: str, value: object) -> None:

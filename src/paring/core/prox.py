@@ -48,12 +48,13 @@ def group_soft_threshold(v: Float[Tensor, "*shape"], t: Threshold, dim: int | No
         dim: the dimension along which a group lies, so that each slice is a group; ``None`` makes all of ``v`` one group.
 
     Returns:
-        A new tensor; a group of norm ``<= t`` is exactly zero, also where it was zero before (no division by zero).
+        A new tensor; a group of norm ``<= t`` is exactly zero, also where it was zero before (no division by zero). A group that
+        holds NaN stays NaN.
     """
     norm = torch.linalg.vector_norm(v, dim=dim, keepdim=dim is not None)
-    alive = norm > t
-    shrunk = (norm - t).clamp_min(0.0) / torch.where(alive, norm, torch.ones_like(norm))
-    return torch.where(alive, v * shrunk, torch.zeros_like(v))
+    dead = norm <= t
+    shrunk = (norm - t) / torch.where(dead, torch.ones_like(norm), norm)
+    return torch.where(dead, torch.zeros_like(v), v * shrunk)
 
 
 def released_threshold(v: Float[Tensor, "*shape"], t: Threshold) -> Float[Tensor, "*shape"]:
@@ -74,8 +75,5 @@ def released_threshold(v: Float[Tensor, "*shape"], t: Threshold) -> Float[Tensor
         t: threshold. The released code uses a constant here, not step size x weight.
     """
     # Computed as the released code does, mask after mask, so that values at +-t and 2t round as they do there.
-    size = v.abs()
-    fixed = size == t
-    first = torch.where(size > t, v - torch.sign(v) * t, v)
-    kept = torch.where(first.abs() < t, torch.zeros_like(v), first)
-    return torch.where(fixed, v, kept)
+    first = torch.where(v.abs() > t, v - torch.sign(v) * t, v)
+    return torch.where(first.abs() < t, torch.zeros_like(v), first)

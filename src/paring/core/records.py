@@ -68,6 +68,9 @@ class RunRecord:
         metrics: final metrics, ``{"accuracy": 0.91}``.
         head_parameters: entries of the fully trained heads.
         files: files of the export by name, in bytes.
+        main_metric: the key of ``metrics`` to look at first; ``None`` lets the report choose.
+        base_parameters: entries of the frozen base model, if known.
+        start_bytes: size that the adapter file would have with every rank of the start, in the same data type, if known.
     """
 
     title: str
@@ -85,6 +88,9 @@ class RunRecord:
     metrics: Mapping[str, float]
     head_parameters: int = 0
     files: Mapping[str, int] = field(default_factory=dict)
+    main_metric: str | None = None
+    base_parameters: int | None = None
+    start_bytes: int | None = None
 
     @property
     def start_ranks(self) -> int:

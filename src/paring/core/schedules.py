@@ -36,7 +36,7 @@ def penalty_list(low: float, high: float, count: int, spacing: Spacing = "linear
         spacing: how the values between are laid out.
 
     Raises:
-        SettingError: the ends are not ascending and finite, ``count < 2``, or ``exp_linear`` starts at 0.
+        SettingError: the ends are not ascending and finite, ``count < 2``, ``exp_linear`` starts at 0, or ``log_linear`` ends above 700.
     """
     if count < 2:
         raise SettingError(f"count={count}: a list of penalties has a first and a last value; give count >= 2.")
@@ -45,6 +45,8 @@ def penalty_list(low: float, high: float, count: int, spacing: Spacing = "linear
     if spacing == "linear":
         return _warped(low, high, count, float, float)
     if spacing == "log_linear":
+        if high > 700.0:
+            raise SettingError(f"high={high} with spacing 'log_linear': e to that power overflows; give high <= 700 or use 'linear'.")
         # expm1/log1p keep the small penalties (1e-4 and below) that exp/log would round away.
         return _warped(low, high, count, math.expm1, math.log1p)
     if spacing == "exp_linear":

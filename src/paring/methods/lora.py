@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import choice, number, positive_int
+from paring.core.coding import choice, member, number, positive_int
 from paring.method import About, Method, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.kaiming import KaimingZero
@@ -59,9 +59,14 @@ class LoRA(Method):
         number("alpha", self.alpha, low=0.0, open_low=True)
         number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
         choice("scaling", self.scaling, ("standard", "rs"))
+        member("init", self.init, Initialiser)
+
+    def check(self, shape: Shape) -> None:
+        """Refuse a rank above the module's size."""
+        check_rank(self.rank, shape)
 
     def slot(self, shape: Shape, generator: torch.Generator) -> LowRank:
         """Two factors, no gate."""
-        check_rank(self.rank, shape)
+        self.check(shape)
         scale = scale_of(self.alpha, self.rank, self.scaling)
         return LowRank(self.init.factors(shape, self.rank, scale, generator), self.dropout)

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from paring.core.adapter import Adapter
-from paring.core.coding import choice, number, positive_int
+from paring.core.coding import choice, member, number, positive_int
 from paring.method import About, Method, Rate, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.from_adapter import FromAdapter
@@ -100,6 +100,7 @@ class SoRA(Method):
         choice("step_size", self.step_size, ("rate", "constant"))
         choice("operator", self.operator, ("exact", "released"))
         number("l1", self.l1, low=0.0)
+        member("init", self.init, Initialiser)
 
     @property
     def update(self) -> Proximal:
@@ -110,9 +111,13 @@ class SoRA(Method):
         """The gates step at their own rate, without weight decay: the penalty is their only shrinkage."""
         return {Role.GATE: Rate(multiple=self.gate_rate, decay=0.0)}
 
+    def check(self, shape: Shape) -> None:
+        """Refuse a rank above the module's size."""
+        check_rank(self.rank, shape)
+
     def slot(self, shape: Shape, generator: torch.Generator) -> Gated:
         """Two factors with a gate between them."""
-        check_rank(self.rank, shape)
+        self.check(shape)
         start = self.init.factors(shape, self.rank, scale_of(self.alpha, self.rank, self.scaling), generator)
         gate = torch.randn(self.rank, generator=generator, device="cpu") if self.gates == "normal" else torch.ones(self.rank, device="cpu")
         return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout)

@@ -51,6 +51,8 @@ class Gated(LowRank):
         self.penalty = update.weight
         self.l1 = l1
         self.pending = False
+        # Whether the extra L1 term is in the gradient already: where one step calls another, both announce themselves.
+        self.l1_added = False
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._backwards = 0
@@ -70,7 +72,9 @@ class Gated(LowRank):
         """
         if self.training and torch.is_grad_enabled():
             self.pending = True
-            if not self._proved and not torch.compiler.is_compiling():
+            self.l1_added = False
+            # In this order, so that a compiled forward does not depend on the proof, and is not compiled again once it is there.
+            if not torch.compiler.is_compiling() and not self._proved:
                 self._watch()
             if self.gate.dtype in (torch.bfloat16, torch.float16):
                 raise StepError(
@@ -88,9 +92,15 @@ class Gated(LowRank):
         yield from super().roles()
         yield "gate", self.gate, Role.GATE
 
+    @property
+    def proved(self) -> bool:
+        """Whether a proximal step has run on this slot in this process."""
+        return self._proved
+
     def stepped(self) -> None:
         """Note that the proximal step has run: clears the mark and ends the watch for loops that forget it."""
         self.pending = False
+        self.l1_added = False
         self._proved = True
 
     def _watch(self) -> None:
@@ -114,18 +124,20 @@ class Gated(LowRank):
                     stacklevel=2,
                 )
 
-        self.gate.register_post_accumulate_grad_hook(count)
+        self.gate.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gated:
         """Move with the model, but keep the gate in float32 (or float64), with its own digits, whatever the model is cast to."""
-        kept = self.gate.data
-        super()._apply(fn, recurse)
+        kept, gradient = self.gate.data, None if self.gate.grad is None else self.gate.grad.data
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.gate.dtype not in (torch.float32, torch.float64):
             self.gate.data = kept.to(self.gate.device)
+            # An optimizer refuses, or miscomputes, a gradient of another dtype than its parameter's.
+            self.gate.grad = None if gradient is None else gradient.to(self.gate.device)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         _slots.add(self)
 
     def __getstate__(self) -> dict[str, Any]:

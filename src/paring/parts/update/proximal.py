@@ -25,7 +25,8 @@ class Proximal(Update):
     With :math:`v` the gates as the optimizer left them, :math:`\eta` the learning rate of their parameter group and
     :math:`\lambda` the penalty weight,
 
-    .. math:: g \leftarrow \operatorname{prox}_t(v), \qquad t = \eta\lambda \ \text{(step_size="rate")} \quad\text{or}\quad t = \lambda \ \text{(step_size="constant")}.
+    .. math:: g \leftarrow \operatorname{prox}_t(v), \qquad
+        t = \eta\lambda \ \text{(step_size="rate")} \quad\text{or}\quad t = \lambda \ \text{(step_size="constant")}.
 
     Attributes:
         weight: :math:`\lambda \ge 0`. With ``step_size="rate"`` it has the units of a gradient; with ``"constant"`` those of a gate.

@@ -1,0 +1,1 @@
+"""What is proved of paring; the folders mirror src/paring."""

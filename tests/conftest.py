@@ -1,0 +1,30 @@
+"""Shapes and types are checked while tests run: every annotated function of the lower floors is called through beartype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+
+# Before paring is imported, since the checks are put in as modules load. In Python's own rules an int may stand for a float.
+jaxtyping.install_import_hook(
+    ["paring.core", "paring.parts", "paring.kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations as users have them, not checked: for tests of what the code itself says to a value of the wrong type."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded generator on the CPU."""
+    return torch.Generator().manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, TaskType, get_peft_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -113,7 +113,7 @@ def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
         metadata=Metadata(
             base_model=config.base_model_name_or_path,
             revision=config.revision,
-            task_type=None if config.task_type is None else str(config.task_type),
+            task_type=None if config.task_type is None else TaskType(config.task_type).value,
             method=method_of(model, adapter).encode(),
             fan_in_fan_out=transposed(model),
         ),

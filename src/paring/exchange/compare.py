@@ -1,0 +1,63 @@
+r"""How far two updates are apart, measured on random inputs, without forming either of the dense matrices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paring.core.adapter import Adapter
+from paring.core.errors import AdapterError
+from paring.core.factors import Factors
+
+PROBES = 4
+
+
+def probes(width: int, generator: torch.Generator) -> Tensor:
+    """Standard normal inputs, shape ``(PROBES, width)``, float64, on the CPU."""
+    return torch.randn(PROBES, width, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def response(factors: Factors, x: Tensor) -> Tensor:
+    """The update applied to ``x`` of shape ``(n, in)``: ``(n, out)``, computed in float64."""
+    return factors.to(device="cpu", dtype=torch.float64).apply(x)
+
+
+def difference(a: Factors, b: Factors, generator: torch.Generator) -> float:
+    r"""How far two updates of one module are apart, relative to the larger of the two.
+
+    .. math:: \frac{\lVert (\Delta_a - \Delta_b) X \rVert_F}{\max(\lVert \Delta_a X \rVert_F, \lVert \Delta_b X \rVert_F)}
+
+    with a few standard normal columns :math:`X`. 0 means the same update (two that are both zero included), 1 that one of the
+    two is zero, 2 that they are opposite. Computed in float64 whatever the factors are stored in.
+
+    Raises:
+        AdapterError: the two belong to modules of different shapes.
+    """
+    if (a.in_features, a.out_features) != (b.in_features, b.out_features):
+        raise AdapterError(
+            f"Cannot compare an update {a.in_features} -> {a.out_features} with one {b.in_features} -> {b.out_features}: "
+            "they are of different modules."
+        )
+    x = probes(a.in_features, generator)
+    left, right = response(a, x), response(b, x)
+    size = max(float(left.norm()), float(right.norm()))
+    return 0.0 if size == 0.0 else float((left - right).norm()) / size
+
+
+def differences(a: Adapter, b: Adapter, generator: torch.Generator) -> dict[str, float]:
+    """:func:`difference` of every module of two adapters; a module that only one of them has counts as zero in the other.
+
+    Raises:
+        AdapterError: a module has different shapes in the two.
+    """
+    result: dict[str, float] = {}
+    for path in sorted({*a.modules, *b.modules}):
+        left, right = a.modules.get(path), b.modules.get(path)
+        one = left if left is not None else right
+        assert one is not None
+        result[path] = difference(left or _zero(one), right or _zero(one), generator)
+    return result
+
+
+def _zero(like: Factors) -> Factors:
+    return Factors(a=torch.zeros(0, like.in_features), b=torch.zeros(like.out_features, 0))

@@ -1,0 +1,200 @@
+"""The linter: what each engine would make of an adapter folder, against what was trained. No base model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paring.core.adapter import Adapter, natural
+from paring.core.errors import AdapterError
+from paring.core.factors import Factors
+from paring.exchange import rules, settings
+from paring.exchange.compare import probes, response
+from paring.exchange.contents import Applied, Contents, Level, Verdict
+from paring.exchange.layout import CONFIG, SIDE, WEIGHTS, factor_key, split_key
+from paring.exchange.tensors import opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine's rule.
+
+    Attributes:
+        name: a short name, as the command line has it.
+        title: its name and versions.
+        rule: what it would do with a folder; its docstring names the source.
+    """
+
+    name: str
+    title: str
+    rule: Callable[[Contents], Verdict]
+
+    @property
+    def source(self) -> str:
+        """Where the rule comes from, out of its docstring."""
+        return " ".join((self.rule.__doc__ or "").partition("Source:")[2].split())
+
+
+PEFT = Engine(name="peft", title="PEFT", rule=rules.peft)
+TRANSFORMERS = Engine(name="transformers", title="transformers", rule=rules.transformers)
+VLLM_0_31 = Engine(name="vllm_0_31", title="vLLM <= 0.31", rule=rules.vllm_0_31)
+VLLM_0_32 = Engine(name="vllm_0_32", title="vLLM >= 0.32", rule=rules.vllm_0_32)
+SGLANG = Engine(name="sglang", title="SGLang", rule=rules.sglang)
+LLAMA_CPP = Engine(name="llama_cpp", title="llama.cpp", rule=rules.llama_cpp)
+LORAX = Engine(name="lorax", title="LoRAX", rule=rules.lorax)
+
+ALL: tuple[Engine, ...] = (PEFT, TRANSFORMERS, VLLM_0_31, VLLM_0_32, SGLANG, LLAMA_CPP, LORAX)
+BY_NAME: Mapping[str, Engine] = {engine.name: engine for engine in ALL}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one engine would do.
+
+    Attributes:
+        engine: the engine's name.
+        level: ``"ok"``, ``"warning"`` (right under a condition) or ``"error"`` (wrong, or refused).
+        module: the module concerned, or ``None`` for the whole folder.
+        message: what it would do, with the ratio of scales where there is one, and the cure.
+    """
+
+    engine: str
+    level: Level
+    module: str | None
+    message: str
+
+
+def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[Engine] = ALL) -> list[Finding]:
+    r"""Compare the update that each engine would apply with the trained one, :math:`s\,B\,\mathrm{diag}(g)\,A`, on random inputs.
+
+    Args:
+        folder: a PEFT adapter folder.
+        truth: the adapter as it was trained; ``None`` takes what PEFT itself would apply.
+        engines: the engines to ask.
+
+    Returns:
+        Findings in the order of ``engines``; at least one for each.
+
+    Raises:
+        AdapterError: the folder cannot be read at all.
+    """
+    folder = Path(folder)
+    config = settings.load(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        settings.refuse(config)
+    with opened(folder / WEIGHTS) as file:
+        targeted = _targeted(folder) if truth is None else set(truth.modules)
+        contents = Contents(
+            config=config,
+            shapes={key: shape for key, (_, shape) in file.shapes.items()},
+            dead=frozenset(path for path in targeted if factor_key(path, "A") not in file.shapes),
+        )
+        if not contents.ranks:
+            raise AdapterError(f"{WEIGHTS} in {str(folder)!r} holds no LoRA factors; keys look like {factor_key('<module>', 'A')!r}.")
+        pairs = _pairs(contents, truth, file.tensor)
+        tolerance = max((_TOLERANCES.get(dtype, 0.0) for key, (dtype, _) in file.shapes.items() if split_key(key) is not None), default=0.0)
+    findings: list[Finding] = []
+    for engine in engines:
+        findings += _judge(engine, contents, pairs, tolerance)
+    return findings
+
+
+# Relative errors of random probes that rounding to a dtype explains, with room.
+_TOLERANCES = {"F64": 1e-4, "F32": 1e-4, "F16": 5e-3, "BF16": 2e-2}
+_CURE = "Read the adapter and write it again with layout='uniform', whose scale is 1 in every engine."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """One module on the same random inputs: ``B A x`` as stored, and the trained update; ``None`` where there is none."""
+
+    stored: Tensor | None
+    trained: Tensor | None
+
+
+def _targeted(folder: Path) -> set[str]:
+    """The modules that training targeted, if an export of paring says so."""
+    if not (folder / SIDE).is_file():
+        return set()
+    modules = settings.load(folder / SIDE).get("modules")
+    return set(modules) if isinstance(modules, dict) else set()
+
+
+def _pairs(contents: Contents, truth: Adapter | None, tensor: Callable[[str], Tensor]) -> dict[str, _Pair]:
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    scales = settings.Scales(contents.config) if truth is None else None
+    pairs: dict[str, _Pair] = {}
+    for path in sorted({*contents.ranks, *(truth.modules if truth is not None else ())}, key=natural):
+        stored = trained = None
+        expected = None if truth is None else truth.modules.get(path)
+        if path in contents.ranks:
+            held = Factors(a=tensor(factor_key(path, "A")), b=tensor(factor_key(path, "B")))
+            if not held.a.is_floating_point() or not bool(torch.isfinite(held.a).all() & torch.isfinite(held.b).all()):
+                raise AdapterError(
+                    f"Module {path!r} holds NaN, infinity or integers; the file is damaged, or the run that wrote it diverged."
+                )
+            x = probes(held.in_features, generator)
+            stored = response(held, x)
+            if scales is not None:
+                trained = stored * scales.scale_of(path)
+            elif expected is not None and (expected.in_features, expected.out_features) == (held.in_features, held.out_features):
+                trained = response(expected, x)
+            elif expected is not None:
+                raise AdapterError(
+                    f"Module {path!r} is {held.in_features} -> {held.out_features} in the folder, but {expected.in_features} -> "
+                    f"{expected.out_features} as trained: the folder is of another model."
+                )
+        elif expected is not None:
+            trained = response(expected, probes(expected.in_features, generator))
+        pairs[path] = _Pair(stored=stored, trained=trained)
+    return pairs
+
+
+def _judge(engine: Engine, contents: Contents, pairs: Mapping[str, _Pair], tolerance: float) -> Iterator[Finding]:
+    try:
+        verdict = engine.rule(contents)
+    except AdapterError as error:
+        # What is not PEFT's format in the first place, no engine loads.
+        yield Finding(engine=engine.name, level="error", module=None, message=f"{engine.title} cannot load it: {error}")
+        return
+    clean = True
+    for complaint in verdict.complaints:
+        clean = False
+        yield Finding(engine=engine.name, level=complaint.level, module=complaint.module, message=f"{engine.title}: {complaint.message}")
+    if verdict.refused:
+        return
+    for path, pair in pairs.items():
+        message = _compare(pair, verdict.applied.get(path, Applied(scale=0.0, because="the folder has no tensors of it")), tolerance)
+        if message is not None:
+            clean = False
+            yield Finding(engine=engine.name, level="error", module=path, message=f"{engine.title} {message}")
+    if clean:
+        yield Finding(
+            engine=engine.name, level="ok", module=None, message=f"{engine.title} applies the trained update in all {len(pairs)} modules."
+        )
+
+
+def _compare(pair: _Pair, applied: Applied, tolerance: float) -> str | None:
+    """What is wrong with what an engine applies; ``None`` if nothing is."""
+    trained = pair.trained if pair.trained is not None else None
+    got = pair.stored * applied.scale if pair.stored is not None else None
+    wanted, given = _norm(trained), _norm(got)
+    if wanted == 0.0:
+        return None if given == 0.0 else "would apply an update here, where training left none; the folder is not what was trained."
+    assert trained is not None
+    if got is None or given == 0.0:
+        return f"would not apply this module's update ({applied.because}). {_CURE}"
+    ratio = float((got * trained).sum()) / wanted**2
+    if float((got - trained).norm()) <= tolerance * wanted:
+        return None
+    if float((got - ratio * trained).norm()) <= tolerance * given:
+        return f"would apply {ratio:.4g} times the trained update ({applied.because}). {_CURE}"
+    return "would apply another update than the trained one; the folder is not what was trained, or is damaged. Export it again."
+
+
+def _norm(value: Tensor | None) -> float:
+    return 0.0 if value is None else float(value.norm())

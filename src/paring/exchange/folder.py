@@ -1,0 +1,108 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from paring.core.errors import ExportError, OutputExistsError
+from paring.exchange.layout import CONFIG, OWN_FILES, SIDE
+
+
+@contextmanager
+def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary sibling to fill; on leaving, it takes the place of ``folder``.
+
+    Until then ``folder`` is untouched, and if anything goes wrong it stays as it was and the sibling is removed. An old
+    folder steps aside before the new one takes its name, and steps back if that fails.
+
+    Raises:
+        OutputExistsError: the folder is there and ``overwrite`` is off, or it holds what no export wrote.
+        ExportError: the disk is full or cannot be written.
+    """
+    # A link's target is what gets replaced, not the link.
+    folder = folder.resolve()
+    _check(folder, overwrite)
+    token = secrets.token_hex(4)
+    fresh = folder.with_name(f".{folder.name}.{token}.new")
+    old = folder.with_name(f".{folder.name}.{token}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        yield fresh
+        _sync(fresh)
+        if folder.exists():
+            # What happened in the meantime counts.
+            _check(folder, overwrite)
+            folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
+        _sync(folder.parent)
+    except OSError as error:
+        if isinstance(error, OutputExistsError):
+            raise
+        reason = error.strerror or str(error)
+        raise ExportError(
+            f"Could not write {str(folder)!r} ({reason}); nothing was changed. Free some space, or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def store(path: Path, data: bytes) -> None:
+    """Write one file and wait until the disk has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise OutputExistsError(f"{str(folder)!r} is a file; an adapter is a folder, choose another name.")
+    entries = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    if not entries:
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or ask for it to be overwritten.")
+    # Replacing a folder deletes what is in it, so only what an export put there may be in it.
+    foreign = [name for name in entries if name not in _written(folder)] if CONFIG in entries else entries
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise OutputExistsError(
+            f"{str(folder)!r} holds files that no export wrote ({', '.join(foreign[:3])}{more}), which overwriting would delete; "
+            "move them away, or choose another folder."
+        )
+
+
+def _written(folder: Path) -> frozenset[str]:
+    """The files that the export in this folder wrote, by its own account."""
+    try:
+        listed = json.loads((folder / SIDE).read_text(encoding="utf-8"))["files"]
+        return OWN_FILES | {str(name) for name in listed}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return OWN_FILES
+
+
+def _sync(folder: Path) -> None:
+    """Make the folder's own entries durable, where the system can (Windows cannot open folders)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,124 @@
+"""The safetensors file: written tensor by tensor, opened with every fault turned into one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paring.core.errors import AdapterError, ExportError, ParingError
+
+# The format's own names (its specification is a table in the safetensors README).
+NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One tensor to write.
+
+    Attributes:
+        key: its name in the file.
+        dtype, shape: known before it is computed, since the header comes first.
+        tensor: computes it, when its turn has come.
+    """
+
+    key: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    tensor: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def save(entries: Sequence[Entry], path: Path) -> None:
+    """Write tensors one at a time, so that memory holds one of them and the disk is the limit; same input, same bytes.
+
+    The safetensors package wants all tensors at once, which for folded factors would be a second copy of the adapter.
+
+    Raises:
+        ExportError: a dtype that the format does not have.
+        OSError: the disk said no.
+    """
+    # Wider types first keeps every tensor aligned to its own size; within a type, the order given.
+    entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for entry in entries:
+        if entry.dtype not in NAMES:
+            raise ExportError(f"Tensor {entry.key!r} has dtype {entry.dtype}, which is not written; cast it to a plain one first.")
+        header[entry.key] = {"dtype": NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [offset, offset + entry.size]}
+        offset += entry.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for entry in entries:
+            tensor = entry.tensor()
+            assert tensor.dtype == entry.dtype
+            assert tuple(tensor.shape) == entry.shape
+            file.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Reader:
+    """An open safetensors file: shapes from the header, tensors when asked for."""
+
+    def __init__(self, file: safe_open) -> None:
+        self._file = file
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """``{key: (dtype name, shape)}`` of every tensor."""
+        views = {str(key): self._file.get_slice(key) for key in self._file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+        return {key: (str(view.get_dtype()), tuple(view.get_shape())) for key, view in views.items()}
+
+    def tensor(self, key: str) -> Tensor:
+        """One tensor, on the CPU."""
+        result: Tensor = self._file.get_tensor(key)  # type: ignore[no-untyped-call]
+        return result
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Reader]:
+    """A safetensors file, open for reading: nothing is allocated until a tensor is asked for.
+
+    The format's reader checks the header against the file: its length, its JSON, that the tensors fill the data without gap or
+    overlap, and that each shape times its dtype is its number of bytes.
+
+    Raises:
+        AdapterError: the file is missing, truncated, or not what its header says.
+    """
+    if not path.is_file():
+        raise AdapterError(f"There is no {path.name} in {str(path.parent)!r}.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield Reader(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, ParingError):
+            raise
+        raise AdapterError(f"{str(path)!r} is truncated or damaged ({error}); fetch or export it again.") from error

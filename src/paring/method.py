@@ -31,15 +31,23 @@ class Rate:
     """How the parameters of one role are stepped.
 
     Attributes:
-        multiple: their learning rate, as a multiple of the main rate.
+        fixed: their learning rate itself, whatever the main one is; ``None`` takes the main one, times ``multiple``.
+        multiple: their learning rate as a multiple of the main rate, where it is not fixed.
         decay: their weight decay; ``None`` takes the main one.
+        memory: Adam's second beta for them; ``None`` takes the main one. Optimizers without betas have no use for it.
     """
 
+    fixed: float | None = None
     multiple: float = 1.0
     decay: float | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
+        if self.fixed is not None:
+            number("fixed", self.fixed, low=0.0, open_low=True)
         number("multiple", self.multiple, low=0.0, open_low=True)
+        if self.memory is not None:
+            number("memory", self.memory, low=0.0, high=1.0, open_high=True)
         if self.decay is not None:
             number("decay", self.decay, low=0.0)
 

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from peft import PeftConfig
 
@@ -33,7 +33,7 @@ class ParingConfig(PeftConfig):
             keeps it here; each module's start depends on this seed and its own name alone.
 
     Raises:
-        SettingError: no method, or one that cannot be decoded.
+        SettingError: no method, one that cannot be decoded, or an unknown key.
     """
 
     method: Any = None
@@ -43,6 +43,23 @@ class ParingConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     seed: int | None = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse keys that this release does not know.
+
+        A dataclass would raise a TypeError, which PEFT answers by dropping the key with a warning: however a configuration is read, it
+        comes through here.
+
+        Raises:
+            SettingError: an unknown key, with near names.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in kwargs:
+            if key not in known:
+                raise SettingError(
+                    f"Unknown key {key!r} in the adapter's configuration.{near(key, known)} If a newer release of paring wrote it, upgrade paring."
+                )
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,18 +82,3 @@ class ParingConfig(PeftConfig):
         data = {item.name: vars(self)[item.name] for item in dataclasses.fields(self) if item.name != "method"}
         data = {key: sorted(value) if isinstance(value, set) else copy.deepcopy(value) for key, value in data.items()}
         return {**data, "method": self.method.encode()}
-
-    @classmethod
-    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Refuse keys that this release does not know; PEFT would drop them with a warning.
-
-        Raises:
-            SettingError: an unknown key, with near names.
-        """
-        known = [item.name for item in dataclasses.fields(cls)]
-        for key in kwargs:
-            if key not in known:
-                raise SettingError(
-                    f"Unknown key {key!r} in the adapter's configuration.{near(key, known)} If a newer release of paring wrote it, upgrade paring."
-                )
-        return dict(super().check_kwargs(**kwargs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -100,30 +100,44 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
         for name in names:
             if name != BASE and name not in known:
                 raise TargetError(f"adapter_names asks for {name!r}, which is not on this model.{near(name, known)}")
-        batch = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 2), None)
-        if batch is not None and len(batch) != len(names):
-            raise TargetError(f"adapter_names has {len(names)} entries for a batch of {len(batch)} rows; give one name for each row.")
-        heads = [name for name in names for _ in range(_expansion(kwargs))]
-        handles = []
+        handles = [self.model.register_forward_pre_hook(partial(_check_rows, names=names, expansion=self._expansion(kwargs)), with_kwargs=True)]
         for module in self.modules():
             if isinstance(module, ParingLinear | AuxiliaryTrainingWrapper):
-                given = names if isinstance(module, ParingLinear) else heads
-                handles.append(module.register_forward_pre_hook(partial(_give_names, names=given), with_kwargs=True))
+                handles.append(module.register_forward_pre_hook(partial(_give_names, names=names), with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _expansion(self, kwargs: Mapping[str, Any]) -> int:
+        """How often ``generate`` repeats each row: once for each beam or returned sequence; the call's settings go before the model's."""
+        stored = [vars(self.model).get("generation_config"), kwargs.get("generation_config")]
+        sources = [*(vars(item) for item in stored if item is not None), kwargs]
+        return max(
+            next((int(source[key]) for source in reversed(sources) if source.get(key) is not None), 1)
+            for key in ("num_beams", "num_return_sequences")
+        )
+
+
+def _check_rows(module: nn.Module, args: Any, kwargs: dict[str, Any], *, names: Sequence[str], expansion: int) -> None:
+    """Refuse names that are not one for each row: a multiple of them would pass for a batch that ``generate`` has repeated."""
+    batch = next((value for value in (*_main_inputs(kwargs), *args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 2), None)
+    if batch is not None and len(batch) not in (len(names), len(names) * expansion):
+        raise TargetError(f"adapter_names has {len(names)} entries for a batch of {len(batch)} rows; give one name for each row.")
+
+
+def _main_inputs(kwargs: dict[str, Any]) -> Iterator[Any]:
+    # Others, such as position_ids, may have one row for the whole batch.
+    for key in ("input_ids", "inputs_embeds"):
+        yield kwargs.get(key)
+
 
 def _give_names(module: nn.Module, args: Any, kwargs: dict[str, Any], *, names: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    if isinstance(module, AuxiliaryTrainingWrapper) and args and isinstance(args[0], Tensor):
+        # PEFT's own wrappers want one name for each row as it is now, also where ``generate`` has repeated the rows in place.
+        names = [name for name in names for _ in range(len(args[0]) // len(names))]
     return args, {**kwargs, "adapter_names": names}
-
-
-def _expansion(kwargs: dict[str, Any]) -> int:
-    """How often ``generate`` repeats each row: once for each beam or returned sequence."""
-    sources = [kwargs] + ([vars(kwargs["generation_config"])] if kwargs.get("generation_config") is not None else [])
-    return max([int(source.get(key) or 1) for source in sources for key in ("num_beams", "num_return_sequences")])
 
 
 def _generator(seed: int, shape: Shape) -> torch.Generator:

@@ -1,1 +1,1 @@
-"""Floor 3: one file a published method. A new file here is a new method, everywhere; see CONTRIBUTING."""
+"""Floor 4: one file a published method. A new file here is a new method, everywhere; see CONTRIBUTING."""

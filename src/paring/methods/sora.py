@@ -24,6 +24,7 @@ import torch
 
 from paring.core.adapter import Adapter
 from paring.core.coding import choice, member, number, positive_int
+from paring.core.errors import SettingError
 from paring.method import About, Method, Rate, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.from_adapter import FromAdapter
@@ -46,7 +47,12 @@ class SoRA(Method):
         scaling: ``"standard"`` or ``"rs"``.
         penalty: :math:`\lambda`. Adam moves a gate by at most about one rate per step, and the proximal step moves it back by
             :math:`\lambda` rates, so with ``step_size="rate"`` a value in (0, 1) decides who survives.
-        gate_rate: the gates' learning rate as a multiple of the main rate; it decides how far a gate can travel.
+        gate_rate: the gates' own learning rate; it decides how far a gate can travel. It is a number of its own and no multiple of
+            the main rate: gates start at size 1 whatever rate the factors need. ``None`` takes the main rate, as the released code
+            does.
+        gate_memory: Adam's second beta for the gates; ``None`` takes the main one. B starts at zero, so the gates' gradients grow
+            from nothing and fall again; with a memory of a thousand steps, as 0.999 has, Adam first moves every gate outwards by
+            more than a rate and later hardly at all, so that what survives hangs on the number of steps.
         gates: ``"normal"`` draws them from N(0, 1) as the authors do, ``"ones"`` starts from LoRA itself.
         step_size: ``"rate"`` thresholds at rate x penalty, as the paper has it; ``"constant"`` at the penalty itself, as
             the released code does.
@@ -71,7 +77,7 @@ class SoRA(Method):
             "right before the optimizer's step, so after gradient clipping.",
             "The later stages of the released schedule run at learning rate 0; paring rebuilds the schedule for each stage.",
             "The released script seems to leave the task head at its random start; paring trains it.",
-            "The gates have their own learning rate, a multiple of the main one (gate_rate); the released code uses the main one.",
+            "The gates have a learning rate and a second beta of their own (gate_rate, gate_memory); the released code uses the main ones.",
         ),
         verified=("section 1 (5) of the method's conformance list: forward, gradients, prox, prune, gauge, counts, lists, schedule",),
         recipe="model = paring.adapt(model, SoRA(rank=8, alpha=16), task_type='SEQ_CLS')",
@@ -81,8 +87,9 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.1
-    gate_rate: float = 30.0
+    penalty: float = 0.65
+    gate_rate: float | None = 0.02
+    gate_memory: float | None = 0.95
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"
     operator: Operator = "exact"
@@ -95,11 +102,16 @@ class SoRA(Method):
         number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
         choice("scaling", self.scaling, ("standard", "rs"))
         number("penalty", self.penalty, low=0.0)
-        number("gate_rate", self.gate_rate, low=0.0, open_low=True)
+        if self.gate_rate is not None:
+            number("gate_rate", self.gate_rate, low=0.0, open_low=True)
+        if self.gate_memory is not None:
+            number("gate_memory", self.gate_memory, low=0.0, high=1.0, open_high=True)
         choice("gates", self.gates, ("normal", "ones"))
         choice("step_size", self.step_size, ("rate", "constant"))
         choice("operator", self.operator, ("exact", "released"))
         number("l1", self.l1, low=0.0)
+        if isinstance(self.init, FromAdapter) and self.gates != "ones":
+            raise SettingError(f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'.")
         member("init", self.init, Initialiser)
 
     @property
@@ -109,7 +121,7 @@ class SoRA(Method):
 
     def rates(self) -> Mapping[Role, Rate]:
         """The gates step at their own rate, without weight decay: the penalty is their only shrinkage."""
-        return {Role.GATE: Rate(multiple=self.gate_rate, decay=0.0)}
+        return {Role.GATE: Rate(fixed=self.gate_rate, decay=0.0, memory=self.gate_memory)}
 
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""

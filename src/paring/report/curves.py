@@ -1,0 +1,300 @@
+"""Small charts over the steps of a run: parameters, lambda, loss, metrics; several runs share a chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Transform
+
+from paring.core.records import Point, RunRecord
+from paring.report.drawing import DASHES, SERIES, canvas, ink, themed
+from paring.report.series import BOOKKEEPING, Series, keys, merged, series
+from paring.report.words import count, metric_name, number, sentence_case, shorten
+
+MOST_CHARTS = 24
+
+_Across = Literal["left", "center", "right"]
+_Up = Literal["top", "center", "center_baseline"]
+
+_WIDTH, _HEIGHT = 360.0, 220.0
+_FAR = 1e300  # values beyond are drawn there
+_NICE = [1, 2, 2.5, 5, 10]
+_MARKED = 40  # up to so many points, each is marked
+_DENSE = 400  # with more points the line is thinner
+_TITLES = {
+    "live_parameters": "Live adapter parameters",
+    "lambda": "Penalty weight λ",
+    "loss": "Loss",
+    "live_ranks": "Live ranks",
+    "sparsity": "Share of dead ranks",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm",
+}
+_FROM_ZERO = frozenset({"live_parameters", "lambda", "live_ranks", "sparsity", "learning_rate"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """What one chart shows.
+
+    Attributes:
+        title: its heading.
+        curves: one or more.
+        from_zero: the vertical axis starts at 0.
+        start: a level to compare with, drawn as a thin line.
+    """
+
+    title: str
+    curves: tuple[Series, ...]
+    from_zero: bool = False
+    start: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A chart as it goes on the page.
+
+    Attributes:
+        title: its heading.
+        svg: the drawing.
+        summary: the values of a single curve in words, else empty.
+        legend: (label, values in words, colour number, dash pattern) for each line that needs one.
+    """
+
+    title: str
+    svg: Markup
+    summary: str
+    legend: tuple[tuple[str, str, int, str], ...]
+
+
+def charts(record: RunRecord) -> list[Chart]:
+    """The charts of one run; training and evaluation loss share one."""
+    history = merged(record.history)
+    logged = keys(history)
+    result = []
+    for key in _drawn(logged):
+        if key == "eval_loss" and "loss" in logged:
+            continue
+        if key == "loss" and "eval_loss" in logged:
+            pair = (series(history, "loss", label="training"), series(history, "eval_loss", label="evaluation", style=1))
+            result.append(Chart(title="Loss", curves=pair))
+            continue
+        start = float(record.start_parameters) if key == "live_parameters" else None
+        result.append(_chart(key, (series(history, key, label=_title(key)),), start))
+    return result[:MOST_CHARTS]
+
+
+def charts_of_many(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Chart]:
+    """The charts of several runs, one curve a run, for every key that any of them logged."""
+    histories = [merged(record.history) for record in records]
+    everything: list[Point] = [point for history in histories for point in history]
+    result = []
+    for key in _drawn(keys(everything)):
+        curves = (
+            series(history, key, label=label, style=style) for style, (history, label) in enumerate(zip(histories, labels, strict=True))
+        )
+        result.append(_chart(key, tuple(curve for curve in curves if curve.steps), None))
+    return result[:MOST_CHARTS]
+
+
+def _drawn(logged: Sequence[str]) -> list[str]:
+    # The share of dead ranks is the mirror of the live ranks.
+    return [key for key in logged if key not in BOOKKEEPING and not (key == "sparsity" and "live_ranks" in logged)]
+
+
+def _title(key: str) -> str:
+    if key.startswith("eval_"):
+        return f"{sentence_case(metric_name(key))}, evaluation"
+    return _TITLES.get(key, sentence_case(metric_name(key)))
+
+
+def _chart(key: str, curves: tuple[Series, ...], start: float | None) -> Chart:
+    return Chart(title=_title(key), curves=curves, from_zero=key in _FROM_ZERO, start=start)
+
+
+def summarise(curve: Series) -> str:
+    """First and last value and the extremes, in words.
+
+    >>> summarise(Series(label="loss", steps=(1, 2, 3), values=(2.0, 0.5, 0.75)))
+    '2 → 0.75, lowest 0.5'
+    """
+    finite = curve.finite
+    if not finite:
+        return "no finite value"
+    values = [value for _, value in finite]
+    text = _ends(curve)
+    if min(values) < min(values[0], values[-1]):
+        text += f", lowest {number(min(values))}"
+    if max(values) > max(values[0], values[-1]):
+        text += f", highest {number(max(values))}"
+    if curve.broken:
+        text += f"; {count(len(curve.broken))} not finite, first at step {count(curve.broken[0])}"
+    return text
+
+
+def _ends(curve: Series) -> str:
+    values = [value for _, value in curve.finite]
+    if not values:
+        return "no finite value"
+    return number(values[0]) if len(values) == 1 else f"{number(values[0])} → {number(values[-1])}"
+
+
+def describe(chart: Chart) -> str:
+    """The chart in words: each curve with its steps and values."""
+    sentences = []
+    for curve in chart.curves:
+        span = f"steps {count(curve.steps[0])} to {count(curve.steps[-1])}" if len(curve.steps) > 1 else f"step {count(curve.steps[0])}"
+        sentences.append(f"{shorten(curve.label, 80)}, {span}: {summarise(curve).replace('→', 'to')}.")
+    if chart.start is not None:
+        sentences.append(f"At the start: {number(chart.start)}.")
+    return " ".join(sentences)
+
+
+def draw(chart: Chart, key: str) -> Drawn:
+    """Draw a chart.
+
+    Args:
+        chart: what to show; every curve has at least one point.
+        key: unique on the page.
+    """
+    with canvas(_WIDTH, _HEIGHT) as figure:
+        axes = figure.add_axes((50 / _WIDTH, 30 / _HEIGHT, (_WIDTH - 64) / _WIDTH, (_HEIGHT - 42) / _HEIGHT))
+        axes.set_axis_off()
+        for curve in chart.curves:
+            _curve(axes, curve)
+        _frame(axes, chart)
+        svg = themed(figure, key=key, title=chart.title, description=describe(chart))
+    single = len(chart.curves) == 1
+    # One curve that is called as its chart needs no legend.
+    named = [] if single and chart.curves[0].label == chart.title else chart.curves
+    entries = [(curve.label, "" if single else _ends(curve), _colour(curve), _dashes(curve)) for curve in named]
+    if chart.start is not None:
+        entries.append(("at the start", number(chart.start), 0, "2 2"))
+    return Drawn(
+        title=chart.title,
+        svg=svg,
+        summary=summarise(chart.curves[0]) if single else "",
+        legend=tuple(entries),
+    )
+
+
+def _colour(curve: Series) -> int:
+    return curve.style % SERIES + 1
+
+
+def _dashes(curve: Series) -> str:
+    return " ".join(f"{length:g}" for length in DASHES[curve.style % len(DASHES)])
+
+
+def _near(value: float) -> float:
+    """The value, held where differences do not overflow."""
+    return max(-_FAR, min(_FAR, value))
+
+
+def _curve(axes: Axes, curve: Series) -> None:
+    colour, pattern = ink(f"series-{_colour(curve)}"), DASHES[curve.style % len(DASHES)]
+    drawable = [math.isfinite(value) for value in curve.values]
+    # A point between two gaps has no line to either side, so it is marked in any case.
+    alone = [
+        index
+        for index, shown in enumerate(drawable)
+        if shown and not any(drawable[near] for near in (index - 1, index + 1) if 0 <= near < len(drawable))
+    ]
+    marks = [index for index, shown in enumerate(drawable) if shown] if len(drawable) <= _MARKED else alone
+    values = [_near(value) if shown else math.nan for value, shown in zip(curve.values, drawable, strict=True)]
+    axes.plot(
+        curve.steps,
+        values,
+        color=colour,
+        linewidth=1.75 if len(values) <= _DENSE else 1.0,
+        linestyle=(0, pattern) if pattern else "-",
+        marker="o",
+        markersize=4.5,
+        markeredgewidth=0,
+        markevery=marks,
+        clip_on=False,
+    )
+    if curve.broken:
+        axes.plot(
+            curve.broken,
+            [0.0] * len(curve.broken),
+            transform=axes.get_xaxis_transform(),
+            color=ink("warn"),
+            linestyle="none",
+            marker="x",
+            markersize=5,
+            markeredgewidth=1.5,
+            clip_on=False,
+        )
+
+
+def _frame(axes: Axes, chart: Chart) -> None:
+    values = [_near(value) for curve in chart.curves for _, value in curve.finite]
+    if chart.start is not None:
+        axes.axhline(chart.start, color=ink("muted"), linewidth=1, linestyle=(0, (2, 2)))
+        values.append(chart.start)
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    low = min(low, 0.0) if chart.from_zero else low
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    bottom, ceiling = (low if chart.from_zero and low == 0 else low - pad), high + pad
+    axes.set_ylim(bottom, ceiling)
+    steps = [step for curve in chart.curves for step in curve.steps]
+    first, last = min(steps), max(steps)
+    margin = 0.02 * (last - first) or 1.0
+    axes.set_xlim(first - margin, last + margin)
+    across = [tick for tick in MaxNLocator(5, steps=_NICE, integer=True).tick_values(first, last) if first <= tick <= last]
+    up = [tick for tick in MaxNLocator(4, steps=_NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling] if values else []
+    # Lines and words in place of matplotlib's axes: these take most of the time and bring nothing else.
+    for tick, label in zip(up, _tick_labels(up), strict=True):
+        axes.axhline(tick, color=ink("rule"), linewidth=1, zorder=1)
+        _write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
+    for tick, label in zip(across, _tick_labels(across), strict=True):
+        _write(axes, (tick, 0), (0, -6), label, axes.get_xaxis_transform(), "center", "top")
+    axes.axhline(bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
+    _write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
+    if not values:
+        _write(axes, (0.5, 0.5), (0, 0), "no finite value", axes.transAxes, "center", "center")
+
+
+def _write(
+    axes: Axes, at: tuple[float, float], offset: tuple[float, float], text: str, transform: Transform, across: _Across, up: _Up
+) -> None:
+    axes.annotate(
+        text,
+        at,
+        offset,
+        xycoords=transform,
+        textcoords="offset pixels",
+        color=ink("muted"),
+        fontsize=12,
+        ha=across,
+        va=up,
+        annotation_clip=False,
+    )
+
+
+def _tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Labels of at most six characters or so, all in one unit and with as many decimals as their spacing needs."""
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    if largest == 0:
+        return ["0"] * len(ticks)
+    scale, unit = next(((scale, unit) for scale, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")) if largest >= scale), (1.0, ""))
+    scale = 1e3 if unit == "k" else scale
+    if largest < 1e-3 or largest >= 1e13:
+        return ["0" if tick == 0 else _power(tick) for tick in ticks]
+    spacing = min((abs(second - first) for first, second in pairwise(ticks)), default=largest) / scale
+    decimals = max(0, min(6, math.ceil(-math.log10(spacing) - 1e-9))) if spacing > 0 else 0
+    decimals += round(spacing * 10**decimals, 6) % 1 > 1e-6
+    return ["0" if tick == 0 else f"{tick / scale:.{decimals}f}{unit}" for tick in ticks]
+
+
+def _power(value: float) -> str:
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

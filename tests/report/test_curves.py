@@ -1,0 +1,99 @@
+"""Charts: which there are, what they say in words, and axes that can be read."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paring.core.records import Point
+from paring.report.curves import MOST_CHARTS, _tick_labels, charts, charts_of_many, draw, summarise
+from paring.report.series import Series, keys, merged, series, thin
+from tests.report.samples import lora, run
+
+
+def _curve(*values: float) -> Series:
+    return Series(label="loss", steps=tuple(range(len(values))), values=values)
+
+
+def test_a_run_has_its_charts_in_order() -> None:
+    titles = [chart.title for chart in charts(run())]
+    assert titles[:3] == ["Live adapter parameters", "Penalty weight λ", "Loss"]
+    assert "Accuracy, evaluation" in titles
+    assert not [title for title in titles if "runtime" in title.lower() or title == "Epoch" or "dead" in title]
+    assert [curve.label for curve in charts(run())[2].curves] == ["training", "evaluation"]
+
+
+def test_runs_share_charts_and_keep_their_styles() -> None:
+    found = {chart.title: chart for chart in charts_of_many([lora(), run()], ["a", "b"])}
+    assert [(curve.label, curve.style) for curve in found["Loss"].curves] == [("a", 0), ("b", 1)]
+    assert [(curve.label, curve.style) for curve in found["Penalty weight λ"].curves] == [("b", 1)]
+    assert [entry[0] for entry in draw(found["Penalty weight λ"], "k").legend] == ["b"]
+
+
+def test_there_is_an_end_to_charts() -> None:
+    record = run(history=(Point(step=1, values={f"eval_{index}": 1.0 for index in range(99)}),))
+    assert len(charts(record)) == MOST_CHARTS
+
+
+def test_words_say_what_the_curve_shows() -> None:
+    assert summarise(_curve(2.0, 0.25, 0.5)) == "2 → 0.5, lowest 0.25"
+    assert summarise(_curve(1.0, 3.0, math.nan, 0.5)) == "1 → 0.5, highest 3; 1 not finite, first at step 2"
+    assert summarise(_curve(math.nan)) == "no finite value"
+    assert summarise(_curve(0.125)) == "0.125"
+
+
+def test_a_drawing_has_a_name_a_description_and_a_mark_for_what_is_not_finite() -> None:
+    chart = charts(run(history=tuple(Point(step=step, values={"loss": math.inf if step == 3 else float(step)}) for step in range(6))))[0]
+    drawn = draw(chart, "k")
+    assert '<title id="k-title">Loss</title>' in drawn.svg
+    assert re.search(r'<desc id="k-desc">[^<]*steps 0 to 5: 0 to 5; 1 not finite, first at step 3\.</desc>', drawn.svg)
+    assert 'role="img"' in drawn.svg
+    assert "var(--warn)" in drawn.svg
+    calm = draw(charts(run(history=tuple(Point(step=step, values={"loss": float(step)}) for step in range(6))))[0], "k")
+    assert "var(--warn)" not in calm.svg
+
+
+def test_points_between_gaps_are_marked() -> None:
+    values = [float(step) if step % 3 == 0 else math.nan for step in range(120)]
+    chart = charts(run(history=tuple(Point(step=step, values={"loss": value}) for step, value in enumerate(values))))[0]
+    uses = re.findall(r"<use [^>]*var\(--series-1\)", draw(chart, "k").svg)
+    assert len(uses) == 40
+
+
+@given(low=st.floats(-1e9, 1e9), span=st.floats(1e-6, 1e9))
+def test_tick_labels_are_distinct_and_short(low: float, span: float) -> None:
+    ticks = [low + span * index / 4 for index in range(5)]
+    labels = _tick_labels(ticks)
+    assert len(labels) == 5
+    assert all(math.isfinite(float(label.rstrip("kMB"))) for label in labels)
+
+
+def test_tick_labels_use_one_unit_and_the_decimals_they_need() -> None:
+    assert _tick_labels([0.0, 200_000.0, 400_000.0]) == ["0", "200k", "400k"]
+    assert _tick_labels([0.0, 2.5, 5.0]) == ["0", "2.5", "5.0"]
+    assert _tick_labels([0.9, 0.925, 0.95]) == ["0.900", "0.925", "0.950"]
+    assert _tick_labels([0.0, 5e-6, 1e-5]) == ["0", "5e-6", "1e-5"]
+    assert _tick_labels([2_500_000.0, 5_000_000.0]) == ["2.5M", "5.0M"]
+    assert _tick_labels([0.0]) == ["0"]
+    assert _tick_labels([]) == []
+
+
+def test_history_is_merged_by_step_and_in_order() -> None:
+    points = (Point(step=2, values={"loss": 1.0}), Point(step=1, values={"loss": 3.0}), Point(step=2, values={"loss": 2.0, "eval_f1": 0.5}))
+    found = merged(points)
+    assert [(point.step, dict(point.values)) for point in found] == [(1, {"loss": 3.0}), (2, {"loss": 2.0, "eval_f1": 0.5})]
+    assert series(found, "eval_f1", label="f1").steps == (2,)
+    assert keys(found) == ["loss", "eval_f1"]
+
+
+@given(length=st.integers(0, 500), most=st.integers(2, 50))
+def test_thinning_keeps_both_ends_and_the_order(length: int, most: int) -> None:
+    points = [Point(step=step, values={}) for step in range(length)]
+    steps = [point.step for point in thin(points, most)]
+    assert len(steps) == min(length, most)
+    assert steps == sorted(set(steps))
+    if length:
+        assert (steps[0], steps[-1]) == (0, length - 1)

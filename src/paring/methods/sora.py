@@ -110,8 +110,6 @@ class SoRA(Method):
         choice("step_size", self.step_size, ("rate", "constant"))
         choice("operator", self.operator, ("exact", "released"))
         number("l1", self.l1, low=0.0)
-        if isinstance(self.init, FromAdapter) and self.gates != "ones":
-            raise SettingError(f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'.")
         member("init", self.init, Initialiser)
 
     @property
@@ -124,8 +122,10 @@ class SoRA(Method):
         return {Role.GATE: Rate(fixed=self.gate_rate, decay=0.0, memory=self.gate_memory)}
 
     def check(self, shape: Shape) -> None:
-        """Refuse a rank above the module's size."""
+        """Refuse a rank above the module's size, and gates that would change an adapter to start from."""
         check_rank(self.rank, shape)
+        if isinstance(self.init, FromAdapter) and self.gates != "ones":
+            raise SettingError(f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'.")
 
     def slot(self, shape: Shape, generator: torch.Generator) -> Gated:
         """Two factors with a gate between them."""

@@ -1,0 +1,187 @@
+"""Parameter groups: factors and heads as Trainer groups them, gates in a group of their own at their own rate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+from paring.attach.find import adapters, method_of
+from paring.core.errors import StepError, TargetError, near
+from paring.method import Rate
+from paring.parts.parameterise.base import Role
+from paring.step import check
+from paring.train.look import every_slot
+
+NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+"""Parameters that take no weight decay in transformers' Trainer, beside those inside an ``nn.LayerNorm``: regular expressions
+that are searched in the lower-cased name."""
+
+_PLAIN = Rate()
+
+
+def _rates(model: nn.Module) -> dict[int, tuple[str, Role, Rate]]:
+    """Adapter, role and rate of every slot's parameter, by its id."""
+    known: dict[int, tuple[str, Role, Rate]] = {}
+    wanted = {name: method_of(model, name).rates() for name in adapters(model)}
+    for name, _, slot in every_slot(model):
+        for _, parameter, role in slot.roles():
+            known[id(parameter)] = (name, role, wanted[name].get(role, _PLAIN))
+    return known
+
+
+def _decaying(model: nn.Module, no_decay: Sequence[str]) -> Iterator[tuple[nn.Parameter, bool]]:
+    """Every trainable parameter once, and whether it takes weight decay by Trainer's rule."""
+    patterns = [re.compile(pattern) for pattern in no_decay]
+    norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield parameter, not name.startswith(norms) and not any(pattern.search(name.lower()) for pattern in patterns)
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    adapter: str | None = None,
+    no_decay: Sequence[str] = NO_DECAY,
+) -> list[dict[str, Any]]:
+    """Every trainable parameter in a group that steps it as its method asks.
+
+    Give them to an optimizer before a scheduler is built on it: schedulers multiply the rate that a group had at that time, so
+    one schedule then scales all groups alike.
+
+    Args:
+        model: a model with a paring adapter.
+        lr: the main learning rate; a role that the method gives a rate of its own gets that, or its multiple of this one.
+        weight_decay: of factors and heads, but for biases and norms; gates get none.
+        adapter: leave out the parameters of the other adapters; ``None`` takes all that are trainable.
+        no_decay: regular expressions, searched in the lower-cased name, of what takes no weight decay.
+
+    Returns:
+        Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, or "gate"), a ``name``:
+        "decay", "no_decay", "gates", and ``betas`` where the method asks for them. Empty groups are left out.
+
+    Raises:
+        TargetError: the model has no paring adapter, none of that name, or nothing to train.
+    """
+    names = adapters(model)
+    if adapter is not None and adapter not in names:
+        raise TargetError(f"There is no adapter {adapter!r} on this model, only {', '.join(map(repr, names))}.{near(adapter, names)}")
+    known = _rates(model)
+    found: dict[tuple[str, Role, Rate, float], list[nn.Parameter]] = {}
+    for parameter, decays in _decaying(model, no_decay):
+        owner, role, rate = known.get(id(parameter), (adapter, Role.FACTOR, _PLAIN))
+        if adapter is not None and owner != adapter:
+            continue
+        decay = rate.decay if rate.decay is not None else weight_decay if decays else 0.0
+        name = f"{role.value}s" if role is not Role.FACTOR else "decay" if decays else "no_decay"
+        found.setdefault((name, role, rate, decay), []).append(parameter)
+    if not found:
+        raise TargetError("No parameter of this model is trainable; activate an adapter with model.set_adapter(name).")
+    # Factors first: what is logged as "the learning rate" is the first group's.
+    order = sorted(found, key=lambda key: (key[1] is not Role.FACTOR, key[0]))
+    return [
+        {"params": found[key], "lr": _own(lr, key[2]), "weight_decay": key[3], "role": key[1].value, "name": key[0], **_betas(key[2])}
+        for key in order
+    ]
+
+
+def create_optimizer(
+    model: nn.Module,
+    optimizer_class: type[Optimizer] = torch.optim.AdamW,
+    *,
+    lr: float | Tensor,
+    weight_decay: float = 0.0,
+    adapter: str | None = None,
+    **kwargs: Any,
+) -> Optimizer:
+    """An optimizer over :func:`parameter_groups`.
+
+    >>> optimizer = create_optimizer(model, lr=1e-3, weight_decay=0.01)   # doctest: +SKIP
+
+    Args:
+        model: a model with a paring adapter.
+        optimizer_class: any ``torch.optim`` optimizer that takes parameter groups.
+        lr: the main learning rate.
+        weight_decay: of factors and heads.
+        adapter: leave out the parameters of the other adapters.
+        kwargs: passed on to the optimizer.
+
+    Raises:
+        StepError: the optimizer takes no vectors (Muon) or no groups (LBFGS), or its rate is not the length of its step.
+        TargetError: as :func:`parameter_groups`.
+    """
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter)
+    build: Callable[..., Optimizer] = optimizer_class
+    try:
+        optimizer = build(groups, lr=lr, **kwargs)
+    except ValueError as error:
+        raise StepError(
+            f"{optimizer_class.__name__} does not take these parameters: {error} The gates are vectors, in a group of their own. "
+            "Give it the groups of parameter_groups(model, ...) that it takes, "
+            "and the rest, gates included, to a second optimizer such as AdamW."
+        ) from error
+    for group in optimizer.param_groups:
+        if group.get("role") == Role.GATE.value:
+            check(optimizer, group)
+    return optimizer
+
+
+def separate(optimizer: Optimizer, model: nn.Module) -> None:
+    """Move the gates of a fresh optimizer into groups of their own, with the rate and decay that their method asks for.
+
+    Everything else about the groups stays as it was, so whatever built them (Trainer's layer-wise, 8-bit or low-rank optimizers)
+    keeps its say. To be called before the first step and before a scheduler is built.
+    """
+    if isinstance(optimizer, LayerWiseDummyOptimizer):
+        # Trainer's layer-wise optimizers: one real optimizer for each parameter, stepped as its gradient arrives.
+        for own in optimizer.optimizer_dict.values():
+            separate(own, model)
+        return
+    known = _rates(model)
+    special = {key: value for key, value in known.items() if value[2] != _PLAIN or value[1] is Role.GATE}
+    for group in list(optimizer.param_groups):
+        group.setdefault("role", Role.FACTOR.value)
+        moved: dict[tuple[Role, Rate], list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            if id(parameter) in special:
+                moved.setdefault(special[id(parameter)][1:], []).append(parameter)
+        if not moved:
+            continue
+        settings = {key: value for key, value in group.items() if key != "params"}
+        group["params"] = [parameter for parameter in group["params"] if id(parameter) not in special]
+        for (role, rate), parameters in moved.items():
+            changed = {
+                **settings,
+                "params": parameters,
+                "lr": _own(settings["lr"], rate),
+                "role": role.value,
+                "name": f"{role.value}s",
+            }
+            if rate.decay is not None:
+                changed["weight_decay"] = rate.decay
+            if "betas" in settings:
+                changed |= _betas(rate, settings["betas"][0])
+            if group["params"]:
+                optimizer.add_param_group(changed)
+            else:
+                group.update(changed)
+
+
+def _own(lr: float | Tensor, rate: Rate) -> float | Tensor:
+    """The learning rate that a role asks for; a tensor of its own for each group, since schedulers write into it."""
+    if isinstance(lr, Tensor):
+        return lr * rate.multiple if rate.fixed is None else torch.full_like(lr, rate.fixed)
+    return lr * rate.multiple if rate.fixed is None else rate.fixed
+
+
+def _betas(rate: Rate, first: float = 0.9) -> dict[str, tuple[float, float]]:
+    """Adam's betas for a role that asks for a memory of its own; other optimizers leave the key unread."""
+    return {} if rate.memory is None else {"betas": (first, rate.memory)}

@@ -1,0 +1,177 @@
+"""Every trainable parameter once, in the group that its method asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import prodigyopt
+import pytest
+import torch
+from torch.optim import SGD, AdamW, Optimizer
+from transformers import Trainer
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
+
+from paring.attach.find import slots
+from paring.core.errors import StepError, TargetError
+from paring.methods.lora import LoRA
+from paring.methods.sora import SoRA
+from paring.train import ParingTrainer, create_optimizer, parameter_groups, separate
+
+Make = Callable[..., Any]
+
+
+def names_in(model: Any, group: dict[str, Any]) -> set[str]:
+    held = {id(parameter) for parameter in group["params"]}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in held}
+
+
+def by_name(groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {group["name"]: group for group in groups}
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group(adapted: Make) -> None:
+    model = adapted()
+    groups = parameter_groups(model, lr=1e-3, weight_decay=0.1)
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_gates_have_their_own_rate_and_no_decay(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=7.0))
+    groups = by_name(parameter_groups(model, lr=0.5, weight_decay=0.1))
+    assert list(groups) == ["decay", "no_decay", "gates"]
+    assert {id(p) for p in groups["gates"]["params"]} == {id(slot.gate) for slot in slots(model).values()}
+    assert (groups["gates"]["lr"], groups["gates"]["weight_decay"], groups["gates"]["role"]) == (7.0, 0.0, "gate")
+    assert groups["gates"]["betas"] == (0.9, 0.95)
+    assert (groups["decay"]["lr"], groups["decay"]["weight_decay"], groups["decay"]["role"]) == (0.5, 0.1, "factor")
+    assert groups["no_decay"]["weight_decay"] == 0.0
+
+
+def test_decay_falls_on_the_parameters_that_trainer_decays(adapted: Make, arguments: Make) -> None:
+    model = adapted()
+    trainer = Trainer(model=model, args=arguments(weight_decay=0.1))
+    decays = names_in(model, trainer.create_optimizer().param_groups[0])
+    groups = by_name(parameter_groups(model, lr=1e-3, weight_decay=0.1))
+    assert names_in(model, groups["decay"]) == decays - names_in(model, groups["gates"])
+    assert "base_model.model.norm.modules_to_save.default.weight" in names_in(model, groups["no_decay"])
+    assert "base_model.model.out.modules_to_save.default.bias" in names_in(model, groups["no_decay"])
+    assert "base_model.model.out.modules_to_save.default.weight" in names_in(model, groups["decay"])
+
+
+def test_one_schedule_scales_all_groups_alike(adapted: Make) -> None:
+    optimizer = create_optimizer(adapted(SoRA(rank=4, gate_rate=8.0)), lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda index: 1 / (1 + index))
+    for index in range(3):
+        assert [group["lr"] * (1 + index) for group in optimizer.param_groups] == pytest.approx([1.0, 1.0, 8.0])
+        optimizer.step()
+        scheduler.step()
+
+
+def test_tensor_rate_is_not_shared_between_groups(adapted: Make) -> None:
+    groups = parameter_groups(adapted(SoRA(rank=4, gate_rate=8.0)), lr=torch.tensor(1.0))
+    assert len({id(group["lr"]) for group in groups}) == len(groups)
+    assert [float(group["lr"]) for group in groups] == [1.0, 1.0, 8.0]
+
+
+def test_gates_without_a_rate_of_their_own_take_the_main_one(adapted: Make) -> None:
+    groups = by_name(parameter_groups(adapted(SoRA(rank=4, gate_rate=None, gate_memory=None)), lr=0.5))
+    assert groups["gates"]["lr"] == 0.5
+    assert "betas" not in groups["gates"]
+
+
+def test_lora_has_no_group_of_gates(adapted: Make) -> None:
+    assert [group["name"] for group in parameter_groups(adapted(LoRA(rank=4)), lr=1e-3)] == ["decay", "no_decay"]
+
+
+def test_adapter_leaves_the_others_out(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=2.0))
+    second = model.peft_config["default"].__class__(method=SoRA(rank=3, gate_rate=5.0), target_modules=["first"])
+    model.add_adapter("second", second)
+    model.base_model.set_adapter(["default", "second"])
+    both = [group["lr"] for group in parameter_groups(model, lr=1.0) if group["role"] == "gate"]
+    assert sorted(both) == [2.0, 5.0]
+    (only,) = [group for group in parameter_groups(model, lr=1.0, adapter="second") if group["role"] == "gate"]
+    assert only["lr"] == 5.0
+    assert [tuple(p.shape) for p in only["params"]] == [(3,)]
+    with pytest.raises(TargetError, match="Did you mean 'second'"):
+        parameter_groups(model, lr=1.0, adapter="secnod")
+
+
+def test_nothing_to_train_and_nothing_attached_are_said(adapted: Make) -> None:
+    model = adapted()
+    model.requires_grad_(False)
+    with pytest.raises(TargetError, match="No parameter .* trainable"):
+        parameter_groups(model, lr=1.0)
+    with pytest.raises(TargetError, match="no paring adapter"):
+        parameter_groups(torch.nn.Linear(2, 2), lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [
+        (torch.optim.Muon, "Muon does not take these parameters.*second optimizer"),
+        (torch.optim.LBFGS, "LBFGS does not take these parameters"),
+        (torch.optim.Adafactor, "Adafactor scales its step"),
+        (prodigyopt.Prodigy, "Prodigy estimates its own step size"),
+    ],
+)
+def test_create_optimizer_refuses_at_once_what_the_step_would_refuse(adapted: Make, kind: type[Optimizer], match: str) -> None:
+    with pytest.raises(StepError, match=f"(?s){match}"):
+        create_optimizer(adapted(), kind, lr=1e-2)
+
+
+def test_arguments_reach_the_optimizer(adapted: Make) -> None:
+    optimizer = create_optimizer(adapted(), SGD, lr=1e-2, momentum=0.5)
+    assert isinstance(optimizer, SGD)
+    assert all(group["momentum"] == 0.5 for group in optimizer.param_groups)
+
+
+# -- gates taken out of an optimizer that someone else has built -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "rmsprop", "adamw_bnb_8bit", "lion_32bit"])
+def test_trainer_keeps_its_optimizer_and_gates_get_their_own_group(adapted: Make, arguments: Make, optim: str) -> None:
+    plain, ours = adapted(SoRA(rank=4, gate_rate=7.0)), adapted(SoRA(rank=4, gate_rate=7.0))
+    args = arguments(optim=optim, weight_decay=0.1, learning_rate=0.5)
+    theirs = Trainer(model=plain, args=args).create_optimizer()
+    optimizer = ParingTrainer(model=ours, args=args).create_optimizer()
+    assert type(optimizer) is type(theirs)
+    *rest, gates = optimizer.param_groups
+    assert (gates["lr"], gates["weight_decay"], gates["role"], gates["name"]) == (7.0, 0.0, "gate", "gates")
+    assert "betas" not in rest[0] or gates["betas"] == (rest[0]["betas"][0], 0.95)
+    for group, before in zip(rest, theirs.param_groups, strict=True):
+        assert names_in(ours, group) == names_in(plain, before) - {n for n, _ in ours.named_parameters() if n.endswith(".gate")}
+        assert {k: v for k, v in group.items() if k not in ("params", "role")} == {k: v for k, v in before.items() if k != "params"}
+    skip = ("params", "role", "name", "lr", "weight_decay", "betas")
+    assert {k: v for k, v in gates.items() if k not in skip} == {k: v for k, v in rest[0].items() if k not in skip}
+
+
+def test_trainer_given_a_class_and_arguments_keeps_them(adapted: Make, arguments: Make) -> None:
+    trainer = ParingTrainer(model=adapted(), args=arguments(), optimizer_cls_and_kwargs=(SGD, {"lr": 0.5, "momentum": 0.25}))
+    optimizer = trainer.create_optimizer()
+    assert isinstance(optimizer, SGD)
+    assert optimizer.param_groups[-1]["lr"] == SoRA().gate_rate
+    assert optimizer.param_groups[-1]["momentum"] == 0.25
+    assert trainer.create_optimizer() is optimizer
+    assert len(optimizer.param_groups) == 3
+
+
+def test_optimizer_of_the_caller_is_left_alone(adapted: Make, arguments: Make) -> None:
+    model = adapted()
+    mine = SGD([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.5)
+    trainer = ParingTrainer(model=model, args=arguments(), optimizers=(mine, None))
+    assert trainer.create_optimizer() is mine
+    assert len(mine.param_groups) == 1
+
+
+def test_layerwise_optimizers_step_the_gates_at_their_rate(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=3.0))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    each = {parameter: AdamW([parameter], lr=1.0, weight_decay=0.1) for parameter in parameters}
+    separate(LayerWiseDummyOptimizer(optimizer_dict=each), model)
+    gates = {id(slot.gate) for slot in slots(model).values()}
+    for parameter, optimizer in each.items():
+        (group,) = optimizer.param_groups
+        assert group["params"] == [parameter]
+        assert (group["lr"], group["weight_decay"]) == ((3.0, 0.0) if id(parameter) in gates else (1.0, 0.1))

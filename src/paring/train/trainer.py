@@ -35,12 +35,12 @@ class ParingTrainerMixin(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The optimizer of the training arguments, with the gates in a group of their own."""
-        if self.optimizer is not None:
-            return super().create_optimizer(model)
-        optimizer = super().create_optimizer(model)
-        target = self.model if model is None else model
-        assert target is not None
-        separate(optimizer, target)
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        if not given:
+            target = self.model if model is None else model
+            assert target is not None
+            separate(optimizer, target)
         return optimizer
 
 

@@ -64,7 +64,7 @@ def main() -> None:
         if key not in done:
             result = one(METHODS[name], data, held, rate=rate, seed=seed, size=given.size, epochs=EPOCHS[task])
             done[key] = {"key": key, "task": task, "method": name, "rate": rate, "seed": seed, **result}
-            with open(given.log, "a") as file:
+            with given.log.open("a") as file:
                 file.write(json.dumps(done[key]) + "\n")
             print(key, {k: result[k] for k in ("accuracy", "parameters", "seconds")}, flush=True)
         return done[key]
@@ -81,7 +81,8 @@ def main() -> None:
             scores = {rate: measured(f"{task}/{name}/search/{rate:g}", task, name, rate, 0, fit, search)["accuracy"] for rate in RATES}
             chosen[name] = max(scores, key=lambda rate: scores[rate])
             finals[name] = [
-                measured(f"{task}/{name}/final/{chosen[name]:g}/{seed}", task, name, chosen[name], seed, data, dev) for seed in range(given.seeds)
+                measured(f"{task}/{name}/final/{chosen[name]:g}/{seed}", task, name, chosen[name], seed, data, dev)
+                for seed in range(given.seeds)
             ]
         reference = [row["accuracy"] for row in finals["LoRA r 8"]]
         table = {}

@@ -43,7 +43,10 @@ def main() -> None:
                     "seconds": round(run.seconds, 1),
                 }
                 rows.append(row)
-                print(f"{task:6} rate {rate:.1e} steps {steps:4d}  live {row['live']:6.1%}  dev {row['dev_accuracy']:.4f}  {run.trajectory}", flush=True)
+                print(
+                    f"{task:6} rate {rate:.1e} steps {steps:4d}  live {row['live']:6.1%}  dev {row['dev_accuracy']:.4f}  {run.trajectory}",
+                    flush=True,
+                )
     inside = sum(0.2 <= row["live"] <= 0.8 for row in rows)
     ends = sum(row["live"] in (0.0, 1.0) for row in rows)
     print(f"{inside} of {len(rows)} runs end between 20% and 80% of their ranks; {ends} at 0% or 100%.")

@@ -29,7 +29,8 @@ def environment() -> dict[str, Any]:
     """Versions, machine and threads."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "versions": {name: version(name) for name in ("paring", "torch", "peft", "transformers", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("paring", "torch", "peft", "transformers", "numpy")}
+        | {"python": platform.python_version()},
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),

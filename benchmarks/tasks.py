@@ -64,7 +64,7 @@ class Examples:
 
 def examples(folder: Path, task: str, split: str, limit: int | None = None, length: int = 128) -> Examples:
     """Read and encode ``<folder>/<task>/<split>.tsv``."""
-    with open(folder / task / f"{split}.tsv", encoding="utf-8", newline="") as file:
+    with (folder / task / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]
     tokenizer = AutoTokenizer.from_pretrained(encoder())
     tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"]

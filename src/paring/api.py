@@ -159,8 +159,8 @@ def export(
     """
     if isinstance(model, AveragedModel):
         raise ExportError(
-            "This is an average of models over steps (torch.optim.swa_utils.AveragedModel): exact zeros do not survive averaging, so no rank "
-            "would be gone. Export the model that was trained, not its average."
+            "This is an average of models over steps (torch.optim.swa_utils.AveragedModel): exact zeros do not survive averaging, so no "
+            "rank would be gone. Export the model that was trained, not its average."
         )
     live = snapshot(model, adapter)
     gated = [slot for slot in slots(model, adapter).values() if isinstance(slot, Gated)]

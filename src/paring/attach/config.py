@@ -57,7 +57,8 @@ class ParingConfig(PeftConfig):
         for key in kwargs:
             if key not in known:
                 raise SettingError(
-                    f"Unknown key {key!r} in the adapter's configuration.{near(key, known)} If a newer release of paring wrote it, upgrade paring."
+                    f"Unknown key {key!r} in the adapter's configuration.{near(key, known)} "
+                    "If a newer release of paring wrote it, upgrade paring."
                 )
         return super().__new__(cls)
 

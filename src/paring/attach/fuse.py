@@ -21,7 +21,9 @@ def check_fit(model: nn.Module, adapter: Adapter) -> None:
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     for path, factors in adapter.modules.items():
         if path not in modules:
-            raise AdapterError(f"The adapter has factors for {path!r}, which this model lacks.{near(path, modules)} It belongs to another base model.")
+            raise AdapterError(
+                f"The adapter has factors for {path!r}, which this model lacks.{near(path, modules)} It belongs to another base model."
+            )
         shape = linear_shape(path, modules[path])
         if (shape.in_features, shape.out_features) != (factors.in_features, factors.out_features):
             raise AdapterError(
@@ -47,7 +49,9 @@ def fuse_into(model: nn.Module, adapter: Adapter) -> nn.Module:
         weight, _ = plain_weight(path, modules[path])
         others = [name for name in shared[id(weight)] if name != f"{path}.weight"]
         if others:
-            raise TargetError(f"Cannot fuse into {path!r}: {others[0]!r} shares its weight. Load the base model with tie_word_embeddings=False.")
+            raise TargetError(
+                f"Cannot fuse into {path!r}: {others[0]!r} shares its weight. Load the base model with tie_word_embeddings=False."
+            )
     for path, factors in adapter.modules.items():
         weight, transposed = plain_weight(path, modules[path])
         kind = promoted(weight)

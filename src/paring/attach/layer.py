@@ -20,7 +20,9 @@ BASE = "__base__"
 
 
 class ParingLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A linear module with slots beside it. (PEFT's "all-linear" finds wrapped layers by the word Linear in the class name.)
+    """A linear module with slots beside it.
+
+    PEFT's "all-linear" finds wrapped layers by the word Linear in the class name.
 
     Args:
         base_layer: the frozen module, called as it is.
@@ -81,7 +83,9 @@ class ParingLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             raise TargetError("adapter_names cannot be used while adapters are merged; call unmerge_adapter() first.")
         repeat, rest = divmod(len(x), len(names))
         if rest or repeat < 1 or (repeat > 1 and x.ndim < 3):
-            raise TargetError(f"adapter_names has {len(names)} entries, but {self.shape.path!r} got {len(x)} rows; give one name for each row.")
+            raise TargetError(
+                f"adapter_names has {len(names)} entries, but {self.shape.path!r} got {len(x)} rows; give one name for each row."
+            )
         rows: dict[str, list[int]] = {}
         for row in range(len(x)):
             rows.setdefault(names[row // repeat], []).append(row)

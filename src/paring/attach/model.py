@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
@@ -28,7 +28,7 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
 
     prefix = "paring_"
     tuner_layer_cls = ParingLinear
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Check every target before the first module is replaced, then let PEFT inject.
@@ -65,10 +65,7 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if isinstance(target, ParingLinear):
-            layer = target
-        else:
-            layer = ParingLinear(target, linear_shape(current_key, target))
+        layer = target if isinstance(target, ParingLinear) else ParingLinear(target, linear_shape(current_key, target))
         slot = peft_config.method.slot(layer.shape, _generator(peft_config.seed, layer.shape))
         if isinstance(slot, Gated):
             step.install()
@@ -100,10 +97,14 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
         for name in names:
             if name != BASE and name not in known:
                 raise TargetError(f"adapter_names asks for {name!r}, which is not on this model.{near(name, known)}")
-        handles = [self.model.register_forward_pre_hook(partial(_check_rows, names=names, expansion=self._expansion(kwargs)), with_kwargs=True)]
-        for module in self.modules():
-            if isinstance(module, ParingLinear | AuxiliaryTrainingWrapper):
-                handles.append(module.register_forward_pre_hook(partial(_give_names, names=names), with_kwargs=True))
+        handles = [
+            self.model.register_forward_pre_hook(partial(_check_rows, names=names, expansion=self._expansion(kwargs)), with_kwargs=True)
+        ]
+        handles.extend(
+            module.register_forward_pre_hook(partial(_give_names, names=names), with_kwargs=True)
+            for module in self.modules()
+            if isinstance(module, ParingLinear | AuxiliaryTrainingWrapper)
+        )
         try:
             yield
         finally:
@@ -122,7 +123,9 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
 
 def _check_rows(module: nn.Module, args: Any, kwargs: dict[str, Any], *, names: Sequence[str], expansion: int) -> None:
     """Refuse names that are not one for each row: a multiple of them would pass for a batch that ``generate`` has repeated."""
-    batch = next((value for value in (*_main_inputs(kwargs), *args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 2), None)
+    batch = next(
+        (value for value in (*_main_inputs(kwargs), *args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim >= 2), None
+    )
     if batch is not None and len(batch) not in (len(names), len(names) * expansion):
         raise TargetError(f"adapter_names has {len(names)} entries for a batch of {len(batch)} rows; give one name for each row.")
 

@@ -18,7 +18,8 @@ def _member() -> PeftType:
     found = Version(version("peft"))
     if not OLDEST <= found < BELOW:
         warnings.warn(
-            f"paring was tested with peft >= {OLDEST}, < {BELOW}; this is peft {found}. Should loading or saving fail, install a tested one.",
+            f"paring was tested with peft >= {OLDEST}, < {BELOW}; this is peft {found}. "
+            "Should loading or saving fail, install a tested one.",
             stacklevel=3,
         )
     member = str.__new__(PeftType, "PARING")

@@ -55,8 +55,8 @@ def plain_weight(path: str, base: nn.Module) -> tuple[nn.Parameter, bool]:
         if type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2:
             return weight, isinstance(base, Conv1D)
     raise TargetError(
-        f"Cannot merge into {path!r}: its weight ({type(base).__name__}) is quantised or sharded, and rounding the sum would lose the update. "
-        "Load the base model in bfloat16 or float32, load the exported adapter onto it, and merge there."
+        f"Cannot merge into {path!r}: its weight ({type(base).__name__}) is quantised or sharded, and rounding the sum would lose the "
+        "update. Load the base model in bfloat16 or float32, load the exported adapter onto it, and merge there."
     )
 
 

@@ -73,13 +73,20 @@ class SoRA(Method):
         deviations=(
             "The released optimizer's operator has a dead zone of 2t and keeps +-t (operator='released'); ours is soft-thresholding.",
             "The released threshold leaves out the learning rate (step_size='constant'); ours is rate x penalty, as in the paper.",
-            "The released trainer also adds the mean of |g| to the loss (l1=...); ours does not. Where asked for, its gradient is added "
-            "right before the optimizer's step, so after gradient clipping.",
+            "The released trainer also adds the mean of |g| to the loss (l1=...); ours does not.",
+            "Where l1 is asked for, its gradient is added right before the optimizer's step, so after gradient clipping.",
             "The later stages of the released schedule run at learning rate 0; paring rebuilds the schedule for each stage.",
             "The released script seems to leave the task head at its random start; paring trains it.",
             "The gates have a learning rate and a second beta of their own (gate_rate, gate_memory); the released code uses the main ones.",
         ),
-        verified=("section 1 (5) of the method's conformance list: forward, gradients, prox, prune, gauge, counts, lists, schedule",),
+        verified=(
+            "forward equals x (W + s B diag(g) A)^T, at the first step only B moves, gradients equal their closed forms",
+            "the proximal step equals soft-thresholding, and the released operator its own table",
+            "pruning, export and merging leave the output as it is; permuting or rescaling ranks does too",
+            "parameter counts before and after pruning",
+            "a gate without gradient dies after exactly ceil(|g| / t) steps, in every way of training",
+            "the penalty lists, warm starts and rebuilt learning rates of the sparsifying schedule",
+        ),
         recipe="model = paring.adapt(model, SoRA(rank=8, alpha=16), task_type='SEQ_CLS')",
     )
 
@@ -125,7 +132,9 @@ class SoRA(Method):
         """Refuse a rank above the module's size, and gates that would change an adapter to start from."""
         check_rank(self.rank, shape)
         if isinstance(self.init, FromAdapter) and self.gates != "ones":
-            raise SettingError(f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'.")
+            raise SettingError(
+                f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'."
+            )
 
     def slot(self, shape: Shape, generator: torch.Generator) -> Gated:
         """Two factors with a gate between them."""

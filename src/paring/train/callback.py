@@ -22,8 +22,9 @@ EARLY = 0.1
 class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Watches the proximal step in a ``transformers.Trainer``, and logs what is left of the adapter.
 
-    ``ParingTrainer`` and ``ParingTrainerMixin`` add it by themselves. With another trainer, ``ParingCallback().add_to(trainer)``, or
-    ``callbacks=[ParingCallback()]``; the gates then move at the main learning rate unless the optimizer comes from
+    ``ParingTrainer`` and ``ParingTrainerMixin`` add it by themselves. With another trainer, ``ParingCallback().add_to(trainer)``;
+    ``callbacks=[ParingCallback()]`` guards as well, but its values reach only the log history and the console, because a trainer calls
+    its reporters first. The gates then move at the main learning rate unless the optimizer comes from
     :func:`paring.train.create_optimizer`.
 
     * Before training: gates back to float32; FSDP1, DeepSpeed, DataParallel, averaged models and optimizers whose rate is not the

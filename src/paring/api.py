@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from paring.attach.config import ParingConfig
-from paring.attach.find import config_of, heads, method_of, module_names, slots, transposed
+from paring.attach.find import module_names, slots, snapshot
 from paring.attach.fuse import fuse_into
 from paring.attach.register import register
-from paring.core.adapter import Adapter, Metadata
+from paring.core.adapter import Adapter
 from paring.core.errors import ExportError, SettingError
 from paring.exchange.card import model_card
 from paring.exchange.compare import differences
@@ -97,27 +97,6 @@ def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
         TargetError: the model has no such adapter.
     """
     return {path: slot.factors().live_rank for path, slot in slots(model, adapter).items()}
-
-
-def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
-    """The adapter as a frozen value: a detached copy of every module's factors, and of the trained heads.
-
-    Raises:
-        TargetError: the model has no such adapter.
-        AdapterError: a factor holds NaN or infinity.
-    """
-    config = config_of(model, adapter)
-    return Adapter(
-        modules={path: slot.factors().to(device="cpu") for path, slot in slots(model, adapter).items()},
-        heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
-        metadata=Metadata(
-            base_model=config.base_model_name_or_path,
-            revision=config.revision,
-            task_type=None if config.task_type is None else TaskType(config.task_type).value,
-            method=method_of(model, adapter).encode(),
-            fan_in_fan_out=transposed(model),
-        ),
-    )
 
 
 def export(

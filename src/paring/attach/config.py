@@ -63,7 +63,7 @@ class ParingConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PARING
         if isinstance(self.method, Mapping):
             self.method = decode(self.method)

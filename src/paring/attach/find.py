@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from peft import TaskType
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
+from paring.core.adapter import Adapter, Metadata
 from paring.core.errors import TargetError, near
 from paring.method import Method
 from paring.parts.parameterise.base import Slot
@@ -92,3 +94,24 @@ def module_names(model: nn.Module) -> list[str]:
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ParingLinear | ModulesToSaveWrapper))
     names = [name for name, _ in model.named_modules() if not name.startswith(inside)]
     return [name.removeprefix(PEFT_PREFIX) for name in names if name.startswith(PEFT_PREFIX) or not name.startswith("base_model")]
+
+
+def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
+    """The adapter as a frozen value: a detached copy of every module's factors, and of the trained heads, on the CPU.
+
+    Raises:
+        TargetError: the model has no such adapter.
+        AdapterError: a factor holds NaN or infinity.
+    """
+    config = config_of(model, adapter)
+    return Adapter(
+        modules={path: slot.factors().to(device="cpu") for path, slot in slots(model, adapter).items()},
+        heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
+        metadata=Metadata(
+            base_model=config.base_model_name_or_path,
+            revision=config.revision,
+            task_type=None if config.task_type is None else TaskType(config.task_type).value,
+            method=method_of(model, adapter).encode(),
+            fan_in_fan_out=transposed(model),
+        ),
+    )

@@ -19,7 +19,7 @@ BASE = "__base__"
 """The name that asks for the frozen model in a batch of mixed adapters, as in PEFT."""
 
 
-class ParingLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
+class ParingLinear(nn.Module, BaseTunerLayer):
     """A linear module with slots beside it.
 
     PEFT's "all-linear" finds wrapped layers by the word Linear in the class name.

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -23,12 +24,12 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.shape import Shape
 
 
-class ParingModel(BaseTuner):  # type: ignore[misc]
+class ParingModel(BaseTuner):
     """Hosts every method: one :class:`ParingLinear` a target module, one slot an adapter in it."""
 
     prefix = "paring_"
     tuner_layer_cls = ParingLinear
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 - as PEFT declares it
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Check every target before the first module is replaced, then let PEFT inject.
@@ -38,10 +39,11 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
             SettingError: the method cannot adapt a module of that shape.
         """
         config = self.peft_config[adapter_name]
+        assert isinstance(config, ParingConfig)
         if config.target_modules is None:
             config.target_modules = "all-linear"
         if config.target_modules == "all-linear":
-            config = _maybe_include_all_linear_layers(config, model)
+            _maybe_include_all_linear_layers(config, model)
             unused = {name for name, module in model.named_modules() if isinstance(module, NonDynamicallyQuantizableLinear)}
             config.target_modules = set(config.target_modules) - unused
             if not config.target_modules:
@@ -57,7 +59,7 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        peft_config: ParingConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -65,6 +67,8 @@ class ParingModel(BaseTuner):  # type: ignore[misc]
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, ParingConfig)
+        assert peft_config.seed is not None
         layer = target if isinstance(target, ParingLinear) else ParingLinear(target, linear_shape(current_key, target))
         slot = peft_config.method.slot(layer.shape, _generator(peft_config.seed, layer.shape))
         if isinstance(slot, Gated):

@@ -17,7 +17,6 @@ def linear_shape(path: str, module: nn.Module) -> Shape:
     Raises:
         TargetError: not a linear module, or one whose forward is never called; the message names it.
     """
-    kind = type(module).__name__
     if isinstance(module, NonDynamicallyQuantizableLinear):
         raise TargetError(
             f"Module {path!r} is the output layer inside nn.MultiheadAttention, which reads its weight and never calls it: "
@@ -31,15 +30,15 @@ def linear_shape(path: str, module: nn.Module) -> Shape:
     widths = vars(module).get("in_features"), vars(module).get("out_features")
     if isinstance(widths[0], int) and isinstance(widths[1], int) and not isinstance(module, nn.Bilinear):
         return Shape(path=path, in_features=widths[0], out_features=widths[1])
-    what = {
-        nn.Embedding: "an embedding",
-        nn.MultiheadAttention: "a packed attention module",
-    }
-    said = next((text for kind_, text in what.items() if isinstance(module, kind_)), None)
-    if said is None and "Conv" in kind and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    said = f"a {type(module).__name__}"
+    if isinstance(module, nn.Embedding):
+        said = "an embedding"
+    elif isinstance(module, nn.MultiheadAttention):
+        said = "a packed attention module"
+    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         said = "a convolution"
     raise TargetError(
-        f"Module {path!r} is {said or 'a ' + kind}, which paring does not adapt; it adapts linear modules (nn.Linear, GPT-2's Conv1D, "
+        f"Module {path!r} is {said}, which paring does not adapt; it adapts linear modules (nn.Linear, GPT-2's Conv1D, "
         "quantised linears). Name linear modules in target_modules, or leave this one out with exclude_modules."
     )
 

@@ -94,7 +94,7 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.65
+    penalty: float = 0.55
     gate_rate: float | None = 0.02
     gate_memory: float | None = 0.95
     gates: Literal["normal", "ones"] = "normal"

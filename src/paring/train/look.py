@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from paring.attach.find import adapters, config_of, heads, method_of, slots, transposed
-from paring.core.adapter import Adapter, Metadata
+from paring.attach.find import adapters, slots
 from paring.core.errors import TargetError
 from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
@@ -110,25 +109,4 @@ def tally(found: Mapping[str, Slot]) -> Tally:
         live_parameters=live_parameters,
         # Where all are equal, that very number: a mean would round it.
         penalty=None if not penalties else penalties[0] if len(set(penalties)) == 1 else sum(penalties) / len(penalties),
-    )
-
-
-def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
-    """One adapter as it is now, as a frozen value on the CPU, dead ranks included.
-
-    Raises:
-        TargetError: no such adapter.
-        AdapterError: it holds NaN or infinity.
-    """
-    config = config_of(model, adapter)
-    return Adapter(
-        modules={path: slot.factors().to(device="cpu") for path, slot in slots(model, adapter).items()},
-        heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
-        metadata=Metadata(
-            base_model=config.base_model_name_or_path,
-            revision=config.revision,
-            task_type=None if config.task_type is None else str(config.task_type),
-            method=method_of(model, adapter).encode(),
-            fan_in_fan_out=transposed(model),
-        ),
     )

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import Trainer
 
-from paring.attach.find import slots
+from paring.attach.find import slots, snapshot
 from paring.core.adapter import Adapter
 from paring.core.coding import number
 from paring.core.errors import SettingError
 from paring.parts.parameterise.gated import Gated
 from paring.train.guards import bare
-from paring.train.look import every_slot, snapshot
+from paring.train.look import every_slot
 
 
 @dataclass(frozen=True, kw_only=True)

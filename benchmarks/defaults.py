@@ -10,7 +10,7 @@ from tasks import accuracy, examples, train
 
 from paring.methods.sora import SoRA
 
-TASKS = ("trec", "sst2", "cola")
+TASKS = ("trec", "sst2", "banking77")
 RATE, STEPS = 1e-3, 300
 
 

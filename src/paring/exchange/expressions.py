@@ -44,7 +44,8 @@ class Expression:
 
     Args:
         source: the expression as it stands in the file.
-        before, after: what PEFT puts around it.
+        before: what PEFT puts in front of it.
+        after: what PEFT puts behind it.
         clock: the time that is left.
 
     Raises:

@@ -1,0 +1,7 @@
+"""``python -m paring.cli``, the same as the ``paring`` command."""
+
+import sys
+
+from paring.cli.main import main
+
+sys.exit(main())

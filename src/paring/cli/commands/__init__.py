@@ -1,0 +1,16 @@
+"""The subcommands, one small file each."""
+
+from paring.cli.commands import demo, evaluate, export, fuse, inspect, methods, predict, train, verify
+from paring.cli.flags import Command
+
+COMMANDS: tuple[Command, ...] = (
+    train.COMMAND,
+    export.COMMAND,
+    inspect.COMMAND,
+    verify.COMMAND,
+    predict.COMMAND,
+    evaluate.COMMAND,
+    fuse.COMMAND,
+    methods.COMMAND,
+    demo.COMMAND,
+)

@@ -1,0 +1,52 @@
+"""``paring export``: a training checkpoint as a plain LoRA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paring.cli.flags import option, simple
+from paring.cli.run.options import DType, Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of ``paring export``."""
+
+    checkpoint: str = option("a checkpoint-* folder that `paring train` left", positional=True)
+    output_dir: str = option("folder to write; it must not exist", positional=True)
+    layout: Layout = option("ragged ranks, or zero-padded to one rank for engines that need it", default="compact")
+    export_dtype: DType = option("precision of the tensors; auto keeps the training's", default="auto")
+    model_name_or_path: str | None = option("the base model, if it has moved", default=None)
+    overwrite: bool = option("replace an earlier export", default=False)
+    force: bool = option("export although the proximal step never ran", default=False)
+
+
+def run(options: Options) -> int:
+    """Export."""
+    import torch
+
+    import paring
+    from paring.cli.console import calm_libraries, say
+    from paring.cli.run.base import DTYPES
+    from paring.cli.run.loaded import load_checkpoint
+
+    calm_libraries()
+    model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path)
+    dtype = DTYPES[options.export_dtype]
+    folder = paring.export(
+        model,
+        options.output_dir,
+        layout=options.layout,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        overwrite=options.overwrite,
+        force=options.force,
+        tokenizer=base.tokenizer,
+    )
+    live = paring.ranks(model)
+    say(f"{sum(live.values())} ranks in {sum(rank > 0 for rank in live.values())} of {len(live)} modules")
+    print(folder)
+    return 0
+
+
+COMMAND = simple("export", "write a training checkpoint as a plain LoRA", Options, run)

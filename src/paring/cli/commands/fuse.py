@@ -1,0 +1,41 @@
+"""``paring fuse``: the base model with the adapter added in for good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paring.cli.flags import option, simple
+from paring.cli.run.options import DType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of ``paring fuse``."""
+
+    adapter: str = option("folder or hub id of the exported adapter", positional=True)
+    output_dir: str = option("folder to write; it must not exist", positional=True)
+    model_name_or_path: str | None = option("the base model, if not the one that the adapter names", default=None)
+    dtype: DType = option("precision of the fused weights", default="auto")
+
+
+def run(options: Options) -> int:
+    """Fuse."""
+    import paring.api
+    from paring.cli.console import calm_libraries
+    from paring.cli.run.loaded import load_trained
+    from paring.exchange.folder import replacing
+
+    calm_libraries()
+    # The folder is checked before the model is loaded, and appears whole or not at all.
+    with replacing(Path(options.output_dir), overwrite=False) as fresh:
+        trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype, device="cpu")
+        fused = paring.api.fuse(trained.model, trained.adapter)
+        assert fused is trained.model
+        trained.model.save_pretrained(fresh)
+        trained.tokenizer.save_pretrained(fresh)
+    print(options.output_dir)
+    return 0
+
+
+COMMAND = simple("fuse", "add an adapter into its base model and save the result", Options, run)

@@ -1,0 +1,1 @@
+"""Data sets: reading them, telling what task they hold, encoding them, scoring predictions."""

@@ -1,0 +1,108 @@
+"""``paring``: builds the parser of the command that was asked for, and turns every error into one sentence and a status."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+import paring
+from paring.cli.commands import COMMANDS
+from paring.cli.console import USAGE, calm, complain, guarded
+from paring.cli.flags import Command, hyphens
+from paring.core.errors import near
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``paring``; those of the process if not given.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 a wrong command line, 130 interrupted.
+    """
+    words = hyphens(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words:
+        words = ["--help"]
+    calm(debug)
+    return guarded(lambda: _run(words), debug)
+
+
+def _run(words: Sequence[str]) -> int:
+    asked = next((word for word in words if not word.startswith("-")), None)
+    command = next((item for item in COMMANDS if item.name == asked), None)
+    if asked is not None and command is None:
+        names = [item.name for item in COMMANDS]
+        complain(f"Unknown command {asked!r}.{near(asked, names)} Commands: {', '.join(names)}; see paring --help.")
+        return USAGE
+    try:
+        parser, flags = _parser(command, words)
+        values: Namespace = parser.parse_args(list(words))
+    except ArgumentError as error:
+        known = sorted({name.lstrip("-") for action in (flags._actions if command else []) for name in action.option_strings})
+        complain(_reworded(str(error), known) + (f" See paring {command.name} --help." if command else " See paring --help."))
+        return USAGE
+    except SystemExit as done:  # --help, --version, --print_config
+        return done.code if isinstance(done.code, int) else 0
+    assert command is not None
+    return command.run(values[command.name])
+
+
+def _parser(command: Command | None, words: Sequence[str]) -> tuple[ArgumentParser, ArgumentParser]:
+    """The whole parser and that of ``command``; the other commands have their name and summary only, which is all they need."""
+    top = ArgumentParser(
+        prog="paring",
+        description="Fine-tune pre-trained models with low-rank adapters whose ranks are found while they train.",
+        epilog="Every flag can also stand in a YAML file: paring COMMAND --config FILE. --debug shows tracebacks.",
+        version=f"paring {paring.__version__}",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    subcommands = top.add_subcommands(metavar="COMMAND", required=True)
+    chosen = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    for item in COMMANDS:
+        parser = ArgumentParser(description=item.summary, exit_on_error=False, allow_abbrev=False)
+        if item is command:
+            chosen = parser
+            parser.add_argument("--config", action="config", help="a YAML file with any of these flags; flags given here win over it")
+            item.fill(parser, words)
+        subcommands.add_subcommand(item.name, parser, help=item.summary)
+    return top, chosen
+
+
+def _reworded(text: str, known: Sequence[str]) -> str:
+    """A message of jsonargparse as a sentence about a flag, with near names for an unknown one."""
+    unknown = re.search(r"unrecognized arguments: (.*)|does not accept (?:option|nested key) '([^']*)'|Key '([^']*)' is not expected", text)
+    if unknown:
+        word = next(group for group in unknown.groups() if group)
+        flag = word.split()[0].lstrip("-").partition("=")[0]
+        return f"Unknown flag or key {flag!r}.{near(flag, known)}"
+    required = re.search(r"following arguments are required: (.*)", text)
+    if required:
+        names = [name.rpartition(".")[2] for name in required[1].split(", ")]
+        shown = [f"--{name}" if name in known else name.upper() for name in names]
+        return f"{', '.join(shown)} must be given, here or in the --config file."
+    wrong = re.match(r'Parser key "([^"]*)":\s*(.*)', text, re.DOTALL)
+    if not wrong:
+        return text
+    flag = wrong[1].rpartition(".")[2]
+    value = re.search(r"(?:Got value|Given value): (.*)", wrong[2])
+    expected = [_plain(kind) for kind in re.findall(r"Expected an? (.*?)(?:\. Got value|\n|$)", wrong[2])]
+    if value is None or not expected:
+        return f"--{flag}: {wrong[2]}"
+    return f"--{flag} {value[1].strip()!r}: expected {' or '.join(dict.fromkeys(expected))}."
+
+
+def _plain(kind: str) -> str:
+    """A Python type as a user would say it."""
+    literal = re.match(r"(?:typing\.)?Literal\[(.*)\]", kind)
+    if literal:
+        return f"one of {literal[1]}"
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+    name = re.sub(r"<class '([^']*)'>", r"\1", kind).strip()
+    return words.get(name, name)

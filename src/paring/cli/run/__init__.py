@@ -1,0 +1,1 @@
+"""A training run: its options, the model, the trainer, and what is left behind."""

@@ -1,0 +1,178 @@
+"""The pre-trained model and its tokenizer, with what can be told of a bad folder before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from paring.cli.data.task import Task
+from paring.cli.run.options import ModelOptions
+from paring.core.errors import SettingError, near
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A frozen model to adapt.
+
+    Attributes:
+        model: with the head that the task needs.
+        tokenizer: with a token to pad with.
+        new_head: whether the head was made anew, and not found in the folder.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    new_head: bool
+
+
+def check_folder(name: str) -> None:
+    """Refuse a folder that holds no model, before any time is spent on data.
+
+    Raises:
+        SettingError: says what is missing.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise SettingError(f"model_name_or_path={name!r}: there is no such folder.{near(path.name, beside)}")
+        return
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        raise SettingError(
+            f"model_name_or_path={name!r} is an adapter, not a model. Give the model it was trained on, and the adapter as --init_adapter."
+        )
+    if not (path / "config.json").is_file():
+        raise SettingError(f"model_name_or_path={name!r}: the folder has no config.json, so it holds no model that transformers can load.")
+    if not any((path / weights).is_file() for weights in WEIGHTS):
+        raise SettingError(
+            f"model_name_or_path={name!r}: the folder has a config.json but no weights ({', '.join(WEIGHTS[:3])}). "
+            "Copy the weights into it, or give the hub id."
+        )
+
+
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or adapter folder, or of a hub id; what has no padding token pads with its end token."""
+    settings = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(name, **settings), name, "tokenizer")
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SettingError(f"The tokenizer of {name!r} has neither a padding nor an end token to pad batches with; set its pad_token.")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(options: ModelOptions, task: Task, seed: int) -> Base:
+    """The model with a head for ``task``, and its tokenizer.
+
+    Raises:
+        SettingError: nothing loadable there, or no such head for this kind of model.
+    """
+    name = options.model_name_or_path
+    check_folder(name)
+    tokenizer = load_tokenizer(name, options.model_revision, options.trust_remote_code)
+    common: dict[str, Any] = {
+        "revision": options.model_revision,
+        "trust_remote_code": options.trust_remote_code,
+        "dtype": DTYPES[options.dtype],
+        "attn_implementation": options.attn_implementation,
+        "quantization_config": _quantisation(options),
+    }
+    common = {key: value for key, value in common.items() if value is not None}
+    torch.manual_seed(seed)  # transformers draws a new head from the default generator
+    if task.kind == "causal-lm":
+        model = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, **common), name, "model")
+        return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=False)
+    settings = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    config = loaded(lambda: AutoConfig.from_pretrained(name, **settings), name, "config")
+    if task.kind == "regression":
+        config.num_labels, config.problem_type = 1, "regression"
+    else:
+        config.id2label, config.label2id = task.id2label, {label: index for index, label in task.id2label.items()}
+        config.problem_type = "single_label_classification"
+
+    def load() -> Any:
+        return AutoModelForSequenceClassification.from_pretrained(
+            name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **common
+        )
+
+    model, info = loaded(load, name, "model")
+    check_loaded(model, info, name)
+    if task.kind == "classification":
+        model.config.id2label, model.config.label2id = task.id2label, {label: index for index, label in task.id2label.items()}
+    unset = {*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])}
+    return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=bool(unset))
+
+
+def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
+    """Refuse weights of another shape, or missing ones, outside of the head, where transformers would draw them at random.
+
+    Raises:
+        SettingError: the configuration and the weights do not belong together.
+    """
+    body = f"{model.base_model_prefix}."
+    wrong = [key for key in (*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])) if key.startswith(body)]
+    # A pooler is drawn anew for many encoders that were trained without one.
+    wrong = sorted(key for key in wrong if not key.startswith(f"{body}pooler."))
+    if wrong:
+        raise SettingError(
+            f"The weights of {name!r} do not fit its config.json: {len(wrong)} tensors are missing or of another shape (first: "
+            f"{wrong[0]!r}). Copy both from the same model."
+        )
+
+
+def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: ModelOptions) -> PreTrainedModel:
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if options.load_in_4bit or options.load_in_8bit:
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call, unused-ignore]
+    return model
+
+
+def _quantisation(options: ModelOptions) -> BitsAndBytesConfig | None:
+    if not (options.load_in_4bit or options.load_in_8bit):
+        return None
+    import bitsandbytes  # noqa: F401  # said in a sentence, if it is not installed, before weights are read
+
+    if options.load_in_4bit:
+        compute = torch.bfloat16 if options.dtype in ("auto", "bfloat16") else DTYPES[options.dtype]
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type, bnb_4bit_compute_dtype=compute)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+
+
+def loaded(load: Callable[[], Any], name: str, what: str) -> Any:
+    """What ``load`` returns; transformers' errors in one sentence.
+
+    Raises:
+        SettingError: it could not be loaded.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        text = str(error).strip().splitlines()
+        first = text[0] if text else type(error).__name__
+        raise SettingError(
+            f"The {what} of {name!r} could not be loaded: {first} Check the folder, or the id and the connection."
+        ) from error
+    except SafetensorError as error:
+        raise SettingError(f"The weights of {name!r} are damaged ({error}); copy or download them again.") from error

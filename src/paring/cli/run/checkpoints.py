@@ -1,0 +1,95 @@
+"""Training checkpoints: which can be resumed from, and the task that travels beside each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from paring.cli.data.task import Task
+from paring.cli.run.output import write_text
+from paring.core.errors import DataError, SettingError, near
+
+TASK = "paring_task.json"
+"""Beside each checkpoint: the labels and the model's head, which a checkpoint of PEFT does not hold."""
+
+
+def last_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint in a folder that was written to its end; a full disk or a kill may have left a half one."""
+    found = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdigit() and complete(folder)]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be resumed from: the trainer writes its state last, and a whole JSON file proves the rest."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / "adapter_model.safetensors").is_file() and (checkpoint / "optimizer.pt").is_file()
+
+
+def resume_point(asked: str | None, output_dir: Path) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` means.
+
+    Raises:
+        SettingError: there is none, or it is not whole.
+    """
+    if asked is None or asked.lower() in ("false", "no"):
+        return None
+    if asked.lower() in ("last", "true", "yes"):
+        found = last_checkpoint(output_dir)
+        if found is None:
+            raise SettingError(
+                f"--resume_from_checkpoint {asked}: {str(output_dir)!r} holds no complete checkpoint; leave the flag out to start anew."
+            )
+        return found
+    folder = Path(asked)
+    if not complete(folder):
+        beside = [item.name for item in folder.parent.glob("checkpoint-*")] if folder.parent.is_dir() else []
+        raise SettingError(
+            f"--resume_from_checkpoint {asked}: there is no complete training checkpoint.{near(folder.name, beside)} "
+            "Give a checkpoint-* folder of an earlier run, or `last`."
+        )
+    return folder
+
+
+class TaskFile(TrainerCallback):
+    """Puts the task, with its labels, beside every checkpoint, so that a checkpoint can be exported by itself.
+
+    Args:
+        task: what the run learns.
+        base: where the frozen model came from, as the model options have it.
+    """
+
+    def __init__(self, task: Task, base: Mapping[str, Any]) -> None:
+        self.text = json.dumps({"task": asdict(task), "base": dict(base)}, indent=2) + "\n"
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The checkpoint is on disk."""
+        if state.is_world_process_zero:
+            write_text(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TASK, self.text)
+
+
+def read_task(checkpoint: Path) -> tuple[Task, dict[str, Any]]:
+    """The task and the model options beside a checkpoint.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    path = checkpoint / TASK
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data["task"].items()}
+        return Task(**fields), dict(data["base"])
+    except FileNotFoundError:
+        raise DataError(
+            f"{str(checkpoint)!r} has no {TASK}, so its labels are unknown: give a checkpoint-* folder that `paring train` wrote, or "
+            "export from Python with paring.export."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{str(path)!r} is damaged ({error}); use another checkpoint of the run.") from error

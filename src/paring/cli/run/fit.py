@@ -1,0 +1,275 @@
+"""One training run from options to files; ``paring train`` is this, and ``paring demo`` runs it twice."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, Trainer, set_seed
+
+import paring
+from paring.cli.console import INTERRUPTED, say
+from paring.cli.data.read import held_out_split, read
+from paring.cli.data.task import Task, infer
+from paring.cli.flags import listed
+from paring.cli.run.base import DTYPES, Base, check_folder, load_base
+from paring.cli.run.checkpoints import TaskFile, last_checkpoint, resume_point
+from paring.cli.run.interrupt import Interruption
+from paring.cli.run.options import DataOptions, TrainOptions
+from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, clear, write_text
+from paring.cli.run.progress import Bar
+from paring.cli.run.trainer import Rows, make_trainer
+from paring.core.errors import DataError, SettingError
+from paring.core.records import RunRecord
+from paring.method import Method
+from paring.train import Recorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that went to its end.
+
+    Attributes:
+        folder: the run's folder.
+        record: what run.json holds.
+        model: the trained model, in memory.
+        tokenizer: its tokenizer.
+    """
+
+    folder: Path
+    record: RunRecord
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """A run that was interrupted.
+
+    Attributes:
+        checkpoint: where it can be resumed from; ``None`` if no step was saved.
+    """
+
+    checkpoint: Path | None
+    status: int = INTERRUPTED
+
+
+def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopped:
+    """Train, export and report.
+
+    Args:
+        options: all options of the run.
+        method: how modules are adapted.
+        command: the command line that repeats the run.
+
+    Raises:
+        ParingError: bad options, data, model or adapter; whatever existed before is left as it was.
+    """
+    folder = Path(options.output.output_dir)
+    resume = resume_point(options.output.resume_from_checkpoint, folder)
+    check_output(folder, overwrite=options.output.overwrite, resumes=resume is not None)
+    check_folder(options.model.model_name_or_path)
+    data = options.data
+    rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config)
+    task = infer(
+        rows,
+        kind=data.task,
+        texts=listed(data.text_columns),
+        label=data.label_column,
+        names=listed(data.label_names),
+    )
+    rows, held_out, origin = split(rows, data, options.training.seed)
+    say(f"task: {task.describe()} (--task, --text_columns and --label_column say otherwise)")
+    say(f"data: {len(rows)} rows to train on, {len(held_out) if held_out is not None else 'none'} to evaluate on")
+    set_seed(options.training.seed)
+    base = load_base(options.model, task, options.training.seed)
+    if data.chat_template_path is not None:
+        base.tokenizer.chat_template = Path(data.chat_template_path).read_text(encoding="utf-8")
+    model = paring.adapt(
+        base.model,
+        method,
+        target_modules=targets(options.adapter.target_modules),
+        exclude_modules=None if options.adapter.exclude_modules is None else targets(options.adapter.exclude_modules),
+        modules_to_save=listed(options.adapter.modules_to_save),
+        task_type=task.task_type,
+        seed=options.training.seed,
+    )
+    recorder = Recorder()
+    total = sum(factors.rank for factors in paring.snapshot(model).modules.values())
+    bar = Bar(total)
+    callbacks = [recorder, bar, TaskFile(task, asdict(options.model))]
+    trainer = make_trainer(options, task, base, model, Rows(train=rows, held_out=held_out, origin=origin), callbacks)
+    _describe(trainer, model, method, base, total)
+    if options.output.overwrite and resume is None and folder.is_dir() and trainer.is_world_process_zero():
+        # The exported adapter is replaced when the new one is complete; nothing was removed while the run could still fail to start.
+        clear(folder)
+    stopped = _train(trainer, bar, resume, command)
+    if stopped is not None:
+        return stopped
+    metrics = _metrics(trainer, task)
+    settings = {
+        **flat(options),
+        "rows": {"train": len(rows), "eval": 0 if held_out is None else len(held_out)},
+        "sha256": _digests(options.data),
+    }
+    if not trainer.is_world_process_zero():
+        record = recorder.record(model, title="", command=command, seed=options.training.seed, settings=settings, metrics=metrics)
+        return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
+    record = _export(options, model, base, recorder, command, metrics, settings)
+    return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
+
+
+def flat(options: TrainOptions) -> dict[str, Any]:
+    """The options by flag, without their groups."""
+    return {name: value for group in asdict(options).values() for name, value in group.items()}
+
+
+def split(rows: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset | None, str]:
+    """The rows to train on, those to evaluate on, and where the latter come from.
+
+    Raises:
+        DataError: something cannot be read, or is too small to split.
+    """
+    held_out: Dataset | None = None
+    origin = "evaluation"
+    if options.eval_dataset_name is not None:
+        name = options.dataset_test_split or held_out_split(options.eval_dataset_name) or options.dataset_train_split
+        held_out = read(options.eval_dataset_name, name)
+    else:
+        found = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config)
+        if found is not None:
+            held_out = read(options.dataset_name, found, options.dataset_config)
+    if held_out is None and options.eval_share != 0.0:
+        if not 0.0 < options.eval_share < 1.0:
+            raise SettingError(f"--eval_share {options.eval_share}: give a share of the rows between 0 and 1; 0 evaluates on none.")
+        if len(rows) < 2:
+            raise DataError("A single row cannot be split into training and evaluation; give more rows, or --eval_share 0.")
+        parts = rows.train_test_split(test_size=max(1, round(options.eval_share * len(rows))), seed=seed)
+        rows, held_out, origin = parts["train"], parts["test"], "training"
+    if held_out is not None:
+        held_out = _some(held_out, options.max_eval_samples, seed)
+    return _some(rows, options.max_train_samples, seed), held_out, origin
+
+
+def _some(rows: Dataset, count: int | None, seed: int) -> Dataset:
+    return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))
+
+
+def targets(value: str | list[str]) -> str | list[str]:
+    """``--target_modules``: a list of names where commas or nothing special stand, a regular expression where its signs do."""
+    if not isinstance(value, str) or value == "all-linear":
+        return value
+    return value if any(sign in value for sign in r"\*+?|()[]^$") else listed(value) or value
+
+
+def _describe(trainer: Trainer, model: PeftModel, method: Method, base: Base, total: int) -> None:
+    adapter = paring.snapshot(model)
+    say(
+        f"model: {method.about.title} on {len(adapter.modules)} modules, {total} ranks, {adapter.parameters:,} adapter parameters"
+        + (f", {adapter.head_parameters:,} in a {'new' if base.new_head else 'found'} head" if adapter.heads else "")
+        + f"; {trainer.args.device.type}{', bf16' if trainer.args.bf16 else ', fp16' if trainer.args.fp16 else ''}"
+    )
+
+
+def _train(trainer: Trainer, bar: Bar, resume: Path | None, command: str) -> Stopped | None:
+    folder = Path(trainer.args.output_dir or ".")
+    interruption = Interruption()
+    trainer.add_callback(interruption)
+    if resume is not None:
+        say(f"resuming from {resume}")
+    stopped = False
+    try:
+        with interruption:
+            trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+        stopped = interruption.asked and trainer.state.global_step < trainer.state.max_steps
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        bar.stop()
+    if not stopped:
+        return None
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        say("paring: interrupted before the first checkpoint; there is nothing to resume.")
+    else:
+        say(f"paring: stopped; {checkpoint} holds everything. Go on with:\n  {command} --resume_from_checkpoint {checkpoint}")
+    return Stopped(checkpoint=checkpoint)
+
+
+def _metrics(trainer: Trainer, task: Task) -> dict[str, float]:
+    """The final metrics of the model that is exported, evaluated once more only if the last step was not."""
+    if trainer.eval_dataset is None:
+        return {}
+    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
+    fresh = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    values = last if fresh else trainer.evaluate()
+    skipped = ("runtime", "per_second", "preparation_time")
+    metrics = {
+        key.removeprefix("eval_"): float(value)
+        for key, value in values.items()
+        if key.startswith("eval_") and not key.endswith(skipped) and isinstance(value, int | float)
+    }
+    if task.kind == "causal-lm" and "loss" in metrics:
+        with suppress(OverflowError):
+            metrics["perplexity"] = math.exp(metrics["loss"])
+    return metrics
+
+
+def _export(
+    options: TrainOptions,
+    model: PeftModel,
+    base: Base,
+    recorder: Recorder,
+    command: str,
+    metrics: Mapping[str, float],
+    settings: Mapping[str, Any],
+) -> RunRecord:
+    folder = Path(options.output.output_dir)
+    dtype = DTYPES[options.output.export_dtype]
+    adapter = paring.export(
+        model,
+        folder / ADAPTER,
+        layout=options.output.layout,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        overwrite=options.output.overwrite or options.output.resume_from_checkpoint is not None,
+        tokenizer=base.tokenizer,
+        command=command,
+        metrics=metrics,
+    )
+    record = recorder.record(
+        model,
+        title=options.watch.run_name or folder.name or "run",
+        command=command,
+        seed=options.training.seed,
+        settings=settings,
+        metrics=metrics,
+        files={file.name: file.stat().st_size for file in sorted(adapter.iterdir()) if file.is_file()},
+        base_model=options.model.model_name_or_path,
+    )
+    write_text(folder / RUN, record.to_json())
+    from paring.report import write_report
+
+    write_report(record, folder / REPORT, overwrite=True)
+    return record
+
+
+def _digests(options: DataOptions) -> dict[str, str]:
+    """SHA-256 of the data files that were read, so that a repetition can tell whether they are the same."""
+    found: dict[str, str] = {}
+    for name in (options.dataset_name, options.eval_dataset_name):
+        path = Path(name) if name is not None else None
+        if path is None:
+            continue
+        for file in [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []:
+            if file.is_file():
+                with file.open("rb") as opened:
+                    found[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found

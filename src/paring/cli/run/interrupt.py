@@ -1,0 +1,47 @@
+"""Ctrl-C while training: finish the step, save a checkpoint, stop."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from paring.cli.console import say
+
+
+class Interruption(TrainerCallback):
+    """A context that turns the first SIGINT (or SIGTERM) into a checkpoint at the end of the step; the second stops at once.
+
+    >>> with Interruption() as interruption:          # doctest: +SKIP
+    ...     trainer.add_callback(interruption)
+    ...     trainer.train()
+    >>> interruption.asked                            # doctest: +SKIP
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("paring: interrupted; saving a checkpoint at the end of this step (interrupt again to stop at once)")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask the trainer to save and stop."""
+        if self.asked:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True

@@ -1,0 +1,150 @@
+"""A trained adapter with its base model, ready to use: from an export, and from a training checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+import paring
+from paring.attach.fuse import check_fit
+from paring.attach.register import register
+from paring.cli.data.task import Columns, Kind, Task
+from paring.cli.run.base import DTYPES, Base, check_folder, check_loaded, load_base, load_tokenizer, loaded
+from paring.cli.run.checkpoints import read_task
+from paring.cli.run.options import DType, ModelOptions
+from paring.cli.run.output import is_checkpoint
+from paring.core.adapter import Adapter
+from paring.core.errors import AdapterError, SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """An adapter and the frozen model that it belongs to, not yet joined.
+
+    Attributes:
+        adapter: the adapter.
+        source: where it was read from.
+        model: the base, with the head that the adapter's task needs.
+        tokenizer: the adapter's own, or else the base's.
+        kind: what it was trained for.
+        names: the labels by class index.
+    """
+
+    adapter: Adapter
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    names: tuple[str, ...]
+
+    def joined(self) -> PeftModel:
+        """The base with the adapter on it, as stock PEFT puts it there, in evaluation mode."""
+        check_fit(self.model, self.adapter)
+        return PeftModel.from_pretrained(self.model, self.source).eval()
+
+    def task(self, columns: Columns) -> Task:
+        """The task for rows with these columns."""
+        # Labels may stand in a file by their number where their names are words.
+        numbered = tuple(str(index) for index in range(len(self.names)))
+        words = not any(name.lstrip("-").replace(".", "", 1).isdigit() for name in self.names)
+        return Task(
+            kind=self.kind, texts=columns.texts, label=columns.label, form=columns.form, names=self.names, values=numbered if words else ()
+        )
+
+
+def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto", device: str | None = None) -> Trained:
+    """Read an exported adapter and load its base model.
+
+    Args:
+        source: folder or hub id of the adapter.
+        base: folder or hub id of the base model; by default what the adapter says.
+        dtype: precision of the base's weights.
+        device: where to; by default an accelerator if there is one.
+
+    Raises:
+        AdapterError: not a readable adapter, or one of another base model.
+        SettingError: the base is unknown or cannot be loaded, or the task is none that the command line handles.
+    """
+    adapter = paring.read(source)
+    name = base or adapter.metadata.base_model
+    if name is None:
+        raise SettingError(f"The adapter {source!r} does not say which model it belongs to; give it with --model_name_or_path.")
+    check_folder(name)
+    place = torch.device(device) if device else torch.accelerator.current_accelerator() or torch.device("cpu")
+    own = Path(source)
+    tokenizer = load_tokenizer(source if (own / "tokenizer_config.json").is_file() else name)
+    revision = adapter.metadata.revision if base is None else None
+    common: dict[str, Any] = {"dtype": DTYPES[dtype], **({"revision": revision} if revision else {})}
+    kind = _kind(adapter)
+    if kind == "causal-lm":
+        model = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, **common), name, "model")
+        names: tuple[str, ...] = ()
+    else:
+        config = loaded(lambda: AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {})), name, "config")
+        config.id2label = labels_of(own, _outputs(adapter, config.num_labels))
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        settings = {**common, "config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = loaded(lambda: AutoModelForSequenceClassification.from_pretrained(name, **settings), name, "model")
+        check_loaded(model, info, name)
+        names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
+        kind = "regression" if config.num_labels == 1 else "classification"
+    model.config.pad_token_id = tokenizer.pad_token_id
+    check_fit(model, adapter)
+    return Trained(adapter=adapter, source=source, model=model.to(place).eval(), tokenizer=tokenizer, kind=kind, names=names)
+
+
+def labels_of(folder: Path, count: int) -> dict[int, str]:
+    """The labels that travel with an adapter, by class index; numbered names where there are none, or not so many."""
+    try:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        found = {int(index): str(label) for index, label in stored.items()}
+    except (OSError, ValueError, KeyError, AttributeError):
+        found = {}
+    return found if sorted(found) == list(range(count)) else {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _kind(adapter: Adapter) -> Kind:
+    kinds: Mapping[str | None, Kind] = {"SEQ_CLS": "classification", "CAUSAL_LM": "causal-lm"}
+    task = adapter.metadata.task_type
+    if task not in kinds:
+        raise SettingError(
+            f"The adapter's task type is {task!r}; the command line handles {', '.join(map(str, kinds))}. Use PEFT in Python."
+        )
+    return kinds[task]
+
+
+def _outputs(adapter: Adapter, otherwise: int) -> int:
+    rows = [tensor.shape[0] for name, tensor in adapter.heads.items() if name.endswith(".weight") and tensor.ndim == 2]
+    return rows[-1] if rows else otherwise
+
+
+def load_checkpoint(folder: Path, base: str | None = None) -> tuple[PeftModel, Base]:
+    """The model of a training checkpoint, gates and all.
+
+    Raises:
+        AdapterError: the weights are damaged, or belong to another base model.
+        DataError: no task beside the checkpoint.
+        SettingError: the base cannot be loaded, or the configuration holds what this release does not know.
+    """
+    if not is_checkpoint(folder):
+        raise AdapterError(f"{str(folder)!r} is no training checkpoint of paring; give a checkpoint-* folder of a run.")
+    task, options = read_task(folder)
+    given = {**options, "model_name_or_path": base or options["model_name_or_path"]}
+    found = load_base(ModelOptions(**given), task, seed=0)
+    register()
+    try:
+        model = PeftModel.from_pretrained(found.model, str(folder), is_trainable=False)
+    except SafetensorError as error:
+        raise AdapterError(f"The weights in {str(folder)!r} are damaged ({error}); use another checkpoint of the run.") from error
+    except RuntimeError as error:
+        text = str(error).strip().splitlines()
+        raise AdapterError(f"The checkpoint {str(folder)!r} does not fit {given['model_name_or_path']!r}: {text[-1].strip()}") from error
+    return model.eval(), found

@@ -1,0 +1,80 @@
+"""What a model says: logits of texts, losses of language rows, continuations of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from paring.cli.data.encode import IGNORED
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are."""
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def logits(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int, batch_size: int = 32
+) -> Tensor:
+    """The head's outputs, ``(n, labels)``, float32, on the CPU.
+
+    Args:
+        model: with a sequence-classification head, in evaluation mode.
+        tokenizer: its tokenizer.
+        texts: one column of texts, or two for pairs.
+        max_length: tokens a row is cut at.
+        batch_size: rows at a time; rows of like length go together, so that little is padded.
+    """
+    order = sorted(range(len(texts[0])), key=lambda row: sum(len(column[row]) for column in texts))
+    found: dict[int, Tensor] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        columns = [[column[row] for row in rows] for column in texts]
+        batch = tokenizer(*columns, truncation=True, max_length=max_length, padding=True, return_tensors="pt").to(device_of(model))
+        found |= dict(zip(rows, model(**batch).logits.float().cpu(), strict=True))
+    return torch.stack([found[row] for row in range(len(order))])
+
+
+@torch.inference_mode()
+def language_scores(model: nn.Module, rows: Dataset, max_length: int) -> dict[str, float]:
+    """Mean loss of the tokens that count, over all rows, and its exponential, the perplexity; one row at a time, so without padding."""
+    total, tokens = 0.0, 0
+    for row in rows:
+        ids, labels = (torch.tensor([row[name][:max_length]], device=device_of(model)) for name in ("input_ids", "labels"))
+        # The first token is predicted from nothing.
+        counted = int((labels[:, 1:] != IGNORED).sum())
+        if counted:
+            scores = model(input_ids=ids).logits[:, :-1].float()
+            wanted = labels[:, 1:].flatten()
+            total += float(nn.functional.cross_entropy(scores.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"))
+            tokens += counted
+    loss = total / tokens if tokens else math.nan
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": float(tokens)}
+
+
+@torch.inference_mode()
+def continuations(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int, chat: bool) -> Iterator[str]:
+    """What the model writes after each prompt, choosing the likeliest token.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        prompts: texts, or what a user says where ``chat`` is set.
+        new_tokens: at most so many tokens.
+        chat: lay each prompt out by the chat template.
+    """
+    for prompt in prompts:
+        text = prompt
+        if chat:
+            text = str(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))
+        batch = tokenizer(text, return_tensors="pt", add_special_tokens=not chat).to(device_of(model))
+        batch.pop("token_type_ids", None)
+        written = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        yield str(tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

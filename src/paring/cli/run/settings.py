@@ -1,0 +1,149 @@
+"""A method's settings as flags, out of its dataclass: a new method file brings its own flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import yaml
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentParser, Namespace
+
+from paring.cli.flags import default_of
+from paring.core.errors import SettingError
+
+if TYPE_CHECKING:
+    from paring.core.adapter import Adapter
+    from paring.method import Method
+
+
+def peek(argv: Sequence[str], flag: str) -> str | None:
+    """What a command line, or the file given by its ``--config``, says for ``flag``: which other flags exist depends on it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{flag}", nargs="?", dest="value")
+    parser.add_argument("--config", nargs="?", action="append")
+    known, _ = parser.parse_known_args(list(argv))
+    if known.value:
+        return str(known.value)
+    for path in reversed(known.config or []):
+        if path and Path(path).is_file():
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if isinstance(content, dict) and isinstance(content.get(flag), str):
+                return str(content[flag])
+    return None
+
+
+def flag_name(method: str, field: str, taken: frozenset[str]) -> str:
+    """A setting's flag: its own name, or ``METHOD_NAME`` where the run has a flag of that name already."""
+    return f"{method}_{field}" if field in taken else field
+
+
+def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], start: Method | None = None) -> None:
+    """Give ``parser`` a flag for every setting of ``method``.
+
+    Args:
+        parser: gets the flags.
+        method: its name.
+        taken: the flags that ``parser`` has already.
+        start: where given, its values are the defaults.
+
+    Raises:
+        SettingError: there is no such method.
+    """
+    from paring.method import load
+
+    kind = load(method)
+    described = {item.arg_name: _plain(item.description or "") for item in parse_docstring(kind.__doc__ or "").params}
+    hints = typing.get_type_hints(kind)
+    group = parser.add_argument_group(f"Settings of {method} ({kind.about.title})")
+    for item in dataclasses.fields(kind):
+        if item.metadata.get("transient"):
+            continue
+        hint, default = hints[item.name], default_of(item) if start is None else vars(start)[item.name]
+        if "family" in item.metadata:
+            # A part: its name, or a mapping with its name and its own settings.
+            hint, default = str | dict[str, Any], as_flag(default)
+            default = default["name"] if isinstance(default, dict) and set(default) == {"name"} else default
+        keywords = {"required": True} if default is dataclasses.MISSING else {"default": default}
+        group.add_argument(f"--{flag_name(method, item.name, taken)}", type=hint, help=described.get(item.name, ""), **keywords)
+
+
+def take_settings(values: Namespace, method: str, taken: frozenset[str], start: Method | None = None) -> Method:
+    """The method with the parsed settings.
+
+    Raises:
+        SettingError: a setting is out of range, or a part has an unknown name.
+    """
+    from paring.method import decode, load
+
+    data: dict[str, Any] = {"name": method}
+    for item in dataclasses.fields(load(method)):
+        if item.metadata.get("transient"):
+            continue
+        value = values[flag_name(method, item.name, taken)]
+        data[item.name] = {"name": value} if "family" in item.metadata and isinstance(value, str) else value
+    if start is None:
+        return decode(data)
+    # A part that holds a trained adapter is no plain data: what was not said otherwise stays the object that it is.
+    decoded = decode(data)
+    kept = {key: value for key, value in vars(start).items() if data.get(key) == as_flag(value)}
+    return dataclasses.replace(decoded, **kept)
+
+
+def as_flag(value: Any) -> Any:
+    """A setting's value as it is written on the command line: a part without settings of its own by its name."""
+    from paring.core.coding import Coded
+
+    if not isinstance(value, Coded):
+        return value
+    data = value.encode()
+    return {"name": data["name"]} if set(data) == {"name", "version"} else data
+
+
+def taken_names(options: type[Any]) -> frozenset[str]:
+    """The flags of a dataclass and its groups."""
+    hints = typing.get_type_hints(options)
+    names: set[str] = {"config", "help"}
+    for item in dataclasses.fields(options):
+        hint = hints[item.name]
+        names |= taken_names(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else {item.name}
+    return frozenset(names)
+
+
+@runtime_checkable
+class StartsFromAdapter(Protocol):
+    """A method's class that can start from a trained adapter."""
+
+    def from_adapter(self, adapter: Adapter, source: str | None = None, **settings: Any) -> Method:
+        """The method, with the settings that such a start asks for."""
+
+
+def starting_method(method: str, source: str) -> Method:
+    """``method`` set up to start from the adapter at ``source``.
+
+    Raises:
+        SettingError: the method cannot.
+        AdapterError: the adapter cannot be read.
+    """
+    import paring
+    from paring.method import load, names
+
+    kind: object = load(method)
+    if not isinstance(kind, StartsFromAdapter):
+        able = [name for name in names() if isinstance(load(name), StartsFromAdapter)]
+        raise SettingError(f"Method {method!r} cannot start from a trained adapter (--init_adapter); these can: {', '.join(able)}.")
+    return kind.from_adapter(paring.read(source), source=source)
+
+
+def _plain(text: str) -> str:
+    """A docstring's description without its markup, for a terminal."""
+    text = re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
+    text = re.sub(r"\\(lambda|alpha|eta)\b", r"\1", text)
+    text = re.sub(r"\\sqrt\s*(\w)", r"sqrt(\1)", text)
+    # argparse formats help texts with %.
+    return re.sub(r"\\([a-z]+)", r"\1", " ".join(text.split())).replace("%", "%%")

@@ -1,0 +1,284 @@
+"""Bad input: one sentence, a status, no traceback, and nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.cli.conftest import TRAIN, sentences
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def refused(run: Run, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail; returns the one sentence that it says."""
+
+    def command(*words: object, **flags: object) -> str:
+        assert run(*words, **flags) in (1, 2)
+        said = capsys.readouterr().err.strip().splitlines()
+        assert "Traceback" not in "\n".join(said)
+        complaints = [line for line in said if line.startswith("paring: error: ")]
+        assert len(complaints) == 1
+        assert said[-1] == complaints[0]
+        return complaints[0]
+
+    return command
+
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def flags(bert: Path, moods: Path, tmp_path: Path) -> dict[str, object]:
+    """A run that would work."""
+    return {**TRAIN, "model_name_or_path": bert, "dataset_name": moods, "output_dir": tmp_path / "out"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_modules": "query,vaule"}, ["vaule", "value"]),
+        ({"target_modules": r".*\.nothing"}, ["nothing"]),
+        ({"exclude_modules": ".*"}, []),
+        ({"rank": 0}, ["rank=0", "at least 1"]),
+        ({"rank": -3}, ["rank=-3"]),
+        ({"rank": 17}, ["rank=17", "16"]),
+        ({"rank": "many"}, ["--rank", "many", "whole number"]),
+        ({"penalty": -1}, ["penalty=-1"]),
+        ({"method": "soar"}, ["soar", "sora"]),
+        ({"init": "kaiming_one"}, ["kaiming_one", "kaiming_zero"]),
+        ({"eval_strategy": "sometimes"}, ["eval_strategy", "sometimes", "epoch"]),
+        ({"dataset_name": "nowhere/train.tsv"}, ["nowhere/train.tsv"]),
+        ({"model_name_or_path": "./nowhere"}, ["./nowhere"]),
+        ({"text_columns": "txt"}, ["txt", "text"]),
+        ({"label_column": "mood"}, ["mood", "label"]),
+        ({"eval_share": 1.5, "dataset_name": "FILE"}, ["eval_share", "1.5"]),
+        ({"resume_from_checkpoint": "last"}, ["resume_from_checkpoint", "no complete checkpoint"]),
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, ["early_stopping_patience"]),
+        ({"training_arguments": '{"lr": 1}'}, ["lr"]),
+        ({"label_names": "one,two,three"}, ["label_names", "2"]),
+    ],
+)
+def test_bad_settings(change: dict[str, object], words: list[str], flags: dict[str, object], moods: Path, refused: Refused) -> None:
+    if change.get("dataset_name") == "FILE":
+        change = {**change, "dataset_name": moods / "train.tsv"}
+    said = refused("train", **{**flags, **change})
+    assert all(word in said for word in words), said
+    assert not Path(str(flags["output_dir"])).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", ["empty"]),
+        (b"text\tlabel\n", ["no rows"]),
+        (b"text\tlabel\nthe caf\xe9\tgood\nfine\tbad\n", ["UTF-8", "0xe9", "line 2", "iconv"]),
+        (b"text\tlabel\nfine\tgood\nawful\t\n", ["Row 2", "no label"]),
+        (b"text\tlabel\nfine\tgood\ngreat\tgood\n", ["same label"]),
+        (b"text\tmood\nfine\tgood\nawful\tbad\n", ["no column with labels", "mood"]),
+        (b"words\tlabel\nfine\tgood\nawful\tbad\n", ["No column with text", "words"]),
+        (b"text\tlabel\nfine\tgood\textra\nawful\tbad\n", ["could not be read", "train.tsv"]),
+        (b"text\ttext\nfine\tgood\n", ["twice"]),
+    ],
+)
+def test_bad_data(content: bytes, words: list[str], flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    data = tmp_path / "train.tsv"
+    data.write_bytes(content)
+    said = refused("train", **{**flags, "dataset_name": data})
+    assert all(word in said for word in words), said
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_training_has_not_seen(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "dev.tsv").write_text("text\tlabel\nfine\tgood\nfair\tso-so\n", encoding="utf-8")
+    said = refused("train", **flags, eval_dataset_name=tmp_path / "dev.tsv")
+    assert "'so-so' (row 2)" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_broken_json_line(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "fine", "label": "good"}\n{"text": "awful", "lab\n', encoding="utf-8")
+    assert "rows.jsonl" in refused("train", **{**flags, "dataset_name": tmp_path / "rows.jsonl"})
+
+
+def test_a_conversation_without_an_answer(llama: Path, jsonl: Callable[..., Path], tmp_path: Path, refused: Refused) -> None:
+    data = jsonl("chat.jsonl", {"messages": [{"role": "user", "content": "fine?"}]}, {"messages": [{"role": "user", "content": "great?"}]})
+    said = refused("train", model_name_or_path=llama, dataset_name=data, output_dir=tmp_path / "out", rank=2, eval_share=0)
+    assert "row 1" in said
+    assert "assistant" in said
+
+
+def test_a_model_folder_without_weights(flags: dict[str, object], bert: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(bert, tmp_path / "bare")
+    (tmp_path / "bare" / "model.safetensors").unlink()
+    said = refused("train", **{**flags, "model_name_or_path": tmp_path / "bare"})
+    assert "no weights" in said
+
+
+def test_damaged_base_weights(flags: dict[str, object], bert: Path, tmp_path: Path, refused: Refused) -> None:
+    shutil.copytree(bert, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in refused("train", **{**flags, "model_name_or_path": tmp_path / "cut"})
+
+
+def test_an_output_folder_that_is_in_use(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine", encoding="utf-8")
+    assert "not empty" in refused("train", **flags)
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_a_loss_that_is_not_finite(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    said = refused("train", **{**flags, "learning_rate": 1e30, "max_grad_norm": 0})
+    assert "diverged" in said
+    assert "learning rate" in said
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_every_gate_at_zero(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    said = refused("train", **{**flags, "penalty": 1000.0, "step_size": "constant"})
+    assert "Lower the penalty" in said
+    # The run itself is not lost.
+    assert (tmp_path / "out" / "checkpoint-8").is_dir()
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_full_disk_at_export(flags: dict[str, object], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    import paring.exchange.write
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paring.exchange.write, "save", full)
+    said = refused("train", **flags)
+    assert "No space left" in said
+    assert (tmp_path / "out" / "checkpoint-8").is_dir()
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_a_full_disk_at_a_checkpoint(flags: dict[str, object], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import TrainerState
+
+    save = TrainerState.save_to_json
+
+    def full(state: TrainerState, path: str) -> None:
+        if state.global_step == 8:
+            Path(path).write_text('{"half', encoding="utf-8")
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        save(state, path)
+
+    monkeypatch.setattr(TrainerState, "save_to_json", full)
+    said = refused("train", **flags)
+    assert "no space left" in said
+    assert "--resume_from_checkpoint last" in said
+    monkeypatch.undo()
+    from paring.cli.run.checkpoints import last_checkpoint
+
+    # What it was writing is half; what it goes on from is whole.
+    assert (tmp_path / "out" / "checkpoint-8").is_dir()
+    assert last_checkpoint(tmp_path / "out") == tmp_path / "out" / "checkpoint-4"
+
+
+@pytest.fixture
+def adapter(trained: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained / "adapter", tmp_path / "adapter"))
+
+
+def test_truncated_adapter_weights(adapter: Path, refused: Refused) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "truncated or damaged" in refused("predict", adapter, "fine")
+    assert "truncated or damaged" in refused("inspect", adapter)
+
+
+def test_tampered_adapter_weights(adapter: Path, refused: Refused) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    key = next(key for key in tensors if "lora_A" in key)
+    save_file({**tensors, key: torch.full_like(tensors[key], float("nan"))}, weights)
+    assert "NaN" in refused("predict", adapter, "fine")
+
+
+def test_an_adapter_for_another_base(trained: Path, bert: Path, tmp_path: Path, refused: Refused) -> None:
+    other = Path(shutil.copytree(bert, tmp_path / "wide"))
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig.from_pretrained(bert)
+    config.hidden_size = 32
+    BertModel(config).save_pretrained(other)
+    for command in (["predict", trained / "adapter", "fine"], ["fuse", trained / "adapter", tmp_path / "fused"]):
+        assert "another base model" in refused(*command, model_name_or_path=other)
+    assert not (tmp_path / "fused").exists()
+
+
+@pytest.mark.parametrize("key", ["rnak", "spectral_norm"])
+def test_an_unknown_key_in_a_configuration(key: str, trained: Path, tmp_path: Path, refused: Refused) -> None:
+    checkpoint = Path(shutil.copytree(trained / "checkpoint-8", tmp_path / "checkpoint-8"))
+    config = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    config["method"][key] = 3
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    said = refused("export", checkpoint, tmp_path / "out")
+    assert key in said
+    assert ("'rank'" in said) == (key == "rnak")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_of_a_newer_release(trained: Path, tmp_path: Path, refused: Refused) -> None:
+    checkpoint = Path(shutil.copytree(trained / "checkpoint-8", tmp_path / "checkpoint-8"))
+    config = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    config["method"]["version"] = 99
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert "Upgrade paring" in refused("export", checkpoint, tmp_path / "out")
+
+
+def test_an_export_where_a_checkpoint_is_asked_for(trained: Path, tmp_path: Path, refused: Refused) -> None:
+    assert "no training checkpoint" in refused("export", trained / "adapter", tmp_path / "out")
+    assert "no complete training checkpoint" in refused(
+        "train", model_name_or_path="x", dataset_name="y", output_dir=tmp_path / "out", resume_from_checkpoint=trained / "adapter"
+    )
+
+
+def test_nothing_is_overwritten_unasked(trained: Path, adapter: Path, refused: Refused) -> None:
+    before = {item.name: item.read_bytes() for item in adapter.iterdir()}
+    assert "exists" in refused("export", trained / "checkpoint-8", adapter)
+    assert "exists" in refused("fuse", trained / "adapter", adapter)
+    assert {item.name: item.read_bytes() for item in adapter.iterdir()} == before
+
+
+def test_unknown_flags_commands_and_keys(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    assert "'rnk'" in refused("train", **flags, rnk=4)
+    assert "'rank'" in refused("train", **flags, rnk=4)
+    assert "'train'" in refused("trian")
+    (tmp_path / "run.yaml").write_text("learning_rat: 1\n", encoding="utf-8")
+    said = refused("train", config=tmp_path / "run.yaml", **flags)
+    assert "'learning_rat'" in said
+    assert "'learning_rate'" in said
+    assert "--output_dir" in refused("train", model_name_or_path="x", dataset_name="y")
+    assert "predict" in refused("predict")
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    from paring.core.errors import AdapterError
+
+    with pytest.raises(AdapterError):
+        run("--debug", "inspect", "./nowhere")
+
+
+def test_predicting_nothing(trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n\n"))
+    assert "no texts" in refused("predict", trained / "adapter")
+    (tmp_path / "rows.csv").write_text("\n".join(["words,label", *(f"{text},{label}" for text, label in sentences(3))]), encoding="utf-8")
+    assert "'text'" in refused("predict", trained / "adapter", file=tmp_path / "rows.csv")

@@ -1,0 +1,142 @@
+"""``paring train`` from data to files, for every task."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import paring
+from paring.core.records import RunRecord
+from tests.cli.conftest import TRAIN, sentences
+
+Run = Callable[..., int]
+
+
+def record(folder: Path) -> RunRecord:
+    return RunRecord.from_json((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_leaves_adapter_checkpoint_record_and_report(trained: Path) -> None:
+    run = record(trained)
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "tokenizer.json"} <= {
+        p.name for p in (trained / "adapter").iterdir()
+    }
+    assert (trained / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (trained / "checkpoint-8" / "trainer_state.json").is_file()
+    assert 0 < run.live_ranks < run.start_ranks
+    assert {"accuracy", "f1_macro", "matthews", "loss"} <= set(run.metrics)
+    assert any("lambda" in point.values and "live_ranks" in point.values for point in run.history)
+    assert paring.read(trained / "adapter").ranks == {module.path: module.live_rank for module in run.modules}
+    assert run.files["adapter_model.safetensors"] == (trained / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert len(run.settings["sha256"]) == 2
+
+
+def test_the_recorded_command_repeats_the_run_bit_for_bit(trained: Path, run: Run, tmp_path: Path) -> None:
+    words = shlex.split(record(trained).command)
+    assert words[:2] == ["paring", "train"]
+    words[words.index("--output_dir") + 1] = str(tmp_path / "again")
+    assert run(*words[1:]) == 0
+    first, again = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (trained, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_resuming_ends_where_the_whole_run_ended(trained: Path, bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    flags = {**TRAIN, "model_name_or_path": bert, "dataset_name": moods}
+    assert run("train", **flags, output_dir=tmp_path / "on", resume_from_checkpoint=trained / "checkpoint-4") == 0
+    whole, resumed = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (trained, tmp_path / "on"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_flags_from_a_file_with_flags_on_top(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"method: lora\nrank: 3\nalpha: 6\nmax_steps: 2\nmodel_name_or_path: {bert}\ndataset_name: {moods}\n", encoding="utf-8"
+    )
+    assert run("train", "--config", config, rank=2, output_dir=tmp_path / "out") == 0
+    done = record(tmp_path / "out")
+    assert done.method["name"] == "lora"
+    assert (done.method["rank"], done.method["alpha"]) == (2, 6.0)
+    assert done.history[-1].step == 2
+
+
+def test_regression_by_float_labels(bert: Path, run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "stars.csv"
+    rows = "".join(f'"{text}",{4.5 if mood == "good" else 1.25}\n' for text, mood in sentences(40))
+    data.write_text("text,score\n" + rows, encoding="utf-8")
+    assert run("train", **TRAIN, model_name_or_path=bert, dataset_name=data, output_dir=tmp_path / "out") == 0
+    done = record(tmp_path / "out")
+    assert {"pearson", "spearman", "mse"} <= set(done.metrics)
+    assert done.settings["rows"] == {"train": 36, "eval": 4}
+    assert json.loads((tmp_path / "out" / "adapter" / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_pairs_keep_both_texts_and_label_names(bert: Path, run: Run, jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"premise": text, "hypothesis": "it was fine", "label": int(mood == "good")} for text, mood in sentences(24)]
+    data = jsonl("pairs.jsonl", *rows)
+    out = tmp_path / "out"
+    flags = {"max_steps": 2, "label_names": "sad,happy", "target_modules": "query,value"}
+    assert run("train", "--no_load_best_model_at_end", **flags, model_name_or_path=bert, dataset_name=data, output_dir=out) == 0
+    config = json.loads((out / "adapter" / "config.json").read_text())
+    assert config["id2label"] == {"0": "sad", "1": "happy"}
+    assert set(paring.read(out / "adapter").modules) == {
+        f"bert.encoder.layer.{layer}.attention.self.{name}" for layer in (0, 1) for name in ("query", "value")
+    }
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt", "text"])
+def test_language_models(form: str, llama: Path, run: Run, jsonl: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    rows = {
+        "messages": [
+            {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": mood}]} for text, mood in sentences(16)
+        ],
+        "prompt": [{"prompt": f"{text} =>", "completion": f" {mood}"} for text, mood in sentences(16)],
+        "text": [{"text": text} for text, _ in sentences(16)],
+    }[form]
+    out = tmp_path / "out"
+    data = jsonl("rows.jsonl", *rows)
+    assert run("train", max_steps=3, rank=4, model_name_or_path=llama, dataset_name=data, output_dir=out) == 0
+    done = record(out)
+    assert done.metrics["perplexity"] > 1.0
+    adapter = paring.read(out / "adapter")
+    assert adapter.metadata.task_type == "CAUSAL_LM"
+    assert any(bool(factors.b.any()) for factors in adapter.modules.values())
+
+
+def test_early_stopping_exports_the_best_checkpoint(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    flags = {**TRAIN, "learning_rate": 1e-9, "num_train_epochs": 6, "early_stopping_patience": 1, "metric_for_best_model": "accuracy"}
+    assert run("train", **flags, model_name_or_path=bert, dataset_name=moods, output_dir=tmp_path / "out") == 0
+    # A rate of nothing never gets better, so the second evaluation is the last.
+    assert record(tmp_path / "out").history[-1].step == 8
+
+
+def test_starting_from_a_trained_adapter(trained: Path, bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    source = paring.read(trained / "adapter")
+    path, factors = next((path, factors) for path, factors in source.modules.items() if factors.rank)
+    flags = {"max_steps": 1, "learning_rate": 1e-12, "model_name_or_path": bert, "dataset_name": moods, "output_dir": tmp_path / "out"}
+    assert run("train", **flags, init_adapter=trained / "adapter", target_modules=",".join(source.modules)) == 0
+    done = record(tmp_path / "out")
+    assert (done.method["rank"], done.method["gates"]) == (source.max_rank, "ones")
+    again, before = paring.read(tmp_path / "out" / "adapter").modules[path].materialise(), factors.materialise()
+    # One step, in which the gates may move a little; another start would be off by all of its size.
+    assert float((again - before).norm() / before.norm()) < 0.1
+
+
+def test_overwriting_replaces_the_run_and_nothing_else(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    flags = {"max_steps": 2, "rank": 2, "model_name_or_path": bert, "dataset_name": moods, "output_dir": tmp_path}
+    assert run("train", **flags) == 0
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    before = (tmp_path / "run.json").read_bytes()
+    assert run("train", **flags) == 1
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert run("train", "--overwrite", **{**flags, "max_steps": 1}) == 0
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]

@@ -1,0 +1,264 @@
+"""The prose keeps its word: snippets run, commands parse, tables and the figure are those of the code."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+import paring
+from paring.cli.main import main
+from paring.core.prox import released_threshold, soft_threshold
+from paring.methods.sora import SoRA
+from tools import figures, tables
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+# Its blocks stand for what a reader has: they are run by a test of their own.
+FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The code blocks of one kind, without those that are pulled in from elsewhere."""
+    return [match["text"] for match in FENCE.finditer(page.read_text()) if match["kind"] == kind and "--8<--" not in match["text"]]
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Any]:
+    """The examples' helper, which makes its encoder by itself: tiny, whatever is installed."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    try:
+        import small as helper
+    finally:
+        sys.path.pop(0)
+    before = helper.find_spec
+    helper.find_spec = lambda name: None
+    yield helper
+    helper.find_spec = before
+    del sys.modules["small"]
+
+
+@pytest.fixture
+def reader(small: Any, tmp_path: Path) -> dict[str, Any]:
+    """What the snippets take for granted."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = small.encoder(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+
+    def batch(seed: int) -> dict[str, torch.Tensor]:
+        rows = small.rows(4, seed)
+        return {
+            **tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt"),
+            "labels": torch.tensor([row["label"] for row in rows]),
+        }
+
+    def train(model: Any) -> None:
+        optimizer = paring.train.create_optimizer(model, lr=1e-3)
+        model.train()
+        for item in batches:
+            model(**item).loss.backward()
+            optimizer.step()
+
+    def accuracy(model: Any, items: list[dict[str, torch.Tensor]]) -> float:
+        model.eval()
+        with torch.inference_mode():
+            return float(torch.cat([model(**item).logits.argmax(-1) == item["labels"] for item in items]).float().mean())
+
+    import paring.train
+
+    torch.manual_seed(0)
+    batches = [batch(seed) for seed in range(3)]
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    return {
+        "base": base,
+        "base_decoder": small.decoder(tmp_path),
+        "base_model": copy.deepcopy(model),
+        "model": model,
+        "tokenizer": tokenizer,
+        "folder": tmp_path,
+        "batches": batches,
+        "held_out": [batch(9)],
+        "train": train,
+        "accuracy": accuracy,
+    }
+
+
+def run(page: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Run a page's blocks one after another, as a reader would."""
+    for number, text in enumerate(blocks(ROOT / page, "python"), 1):
+        if "bitsandbytes" not in text and "BitsAndBytesConfig" in text and find_spec("bitsandbytes") is None:
+            continue
+        exec(compile(text, f"{page}, block {number}", "exec"), known)  # noqa: S102
+    return known
+
+
+def test_readme_runs(reader: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = run("README.md", reader)
+    assert isinstance(known["model"], peft.PeftModel)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_first_page_runs(reader: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("docs/index.md", reader)
+    assert (tmp_path / "adapter").is_dir()
+
+
+def test_from_lora_config_runs(reader: dict[str, Any]) -> None:
+    known = run("docs/from-lora-config.md", reader)
+    assert isinstance(known["config"], paring.ParingConfig)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_recipes_run(reader: dict[str, Any]) -> None:
+    known = run("docs/recipes.md", reader)
+    assert known["logits"].shape == (3, 2)
+    assert [stage.index for stage in known["stages"]] == [0, 1, 2]
+
+
+def test_export_page_runs(reader: dict[str, Any]) -> None:
+    from peft import PeftModel
+
+    reader["model"] = paring.adapt(reader["model"], SoRA(rank=4), task_type="SEQ_CLS")
+    reader["train"](reader["model"])
+    known = run("docs/export.md", reader)
+    # The fused model, the layouts and the rewritten one are one and the same.
+    with torch.inference_mode():
+        outputs = [known["fused"].eval()(**reader["batches"][0]).logits]
+        for name, tolerance in (("compact", 1e-5), ("again", 1e-5), ("uniform", 2e-2)):
+            from transformers import AutoModelForSequenceClassification
+
+            base = AutoModelForSequenceClassification.from_pretrained(reader["base"], num_labels=2)
+            loaded = PeftModel.from_pretrained(base, reader["folder"] / name).eval()
+            assert torch.allclose(outputs[0], loaded(**reader["batches"][0]).logits, atol=tolerance), name
+
+
+def test_released_page_runs(reader: dict[str, Any]) -> None:
+    from paring.attach.find import slots
+    from paring.train import Scores, create_optimizer, sparsify
+
+    released = run("docs/released-code.md", reader)["released"]
+    model = paring.adapt(reader["model"], released, exclude_modules=["classifier"], modules_to_save=["output.LayerNorm"])
+    assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "classifier" in name)
+    assert {group["lr"] for group in create_optimizer(model, lr=8e-4).param_groups} == {8e-4}
+    # A later stage as released: the factors stand still, the gates shrink by the threshold at each of the three steps.
+    with torch.no_grad():
+        for slot in slots(model).values():
+            slot.gate.fill_(1.0)
+    before = {name: slot.A.clone() for name, slot in slots(model).items()}
+
+    def stage(index: int, penalty: float) -> None:
+        optimizer = create_optimizer(model, lr=0.0)
+        model.train()
+        for batch in reader["batches"]:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    sparsify(model, (0.125,), stage, lambda: Scores(train=1.0, validation=1.0))
+    for name, slot in slots(model).items():
+        assert torch.equal(slot.A, before[name])
+        assert torch.equal(slot.gate, torch.full((8,), 1.0 - 3 * 0.125))
+
+
+def test_table_of_the_operators_is_what_they_compute() -> None:
+    text = (ROOT / "docs/released-code.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| t = 0.1", "| `exact`", "| `released`"))]
+    head, exact, released = lines
+    gates = torch.tensor([float(cell) for cell in head[1:]])
+    for row, operator in ((exact, soft_threshold), (released, released_threshold)):
+        assert [f"{value:.2f}".replace("0.00", "0") for value in operator(gates, 0.1).tolist()] == row[1:]
+
+
+def test_longest_step_of_adam_is_what_the_concept_says() -> None:
+    text = (ROOT / "docs/concept.md").read_text()
+    said = re.search(r"at most (\S+) rates\s+long for betas \(0.9, 0.95\) and (\S+) rates for \(0.9, 0.999\)", text)
+    assert said is not None
+    for value, second in zip(said.groups(), (0.95, 0.999), strict=True):
+        gate = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
+        optimizer = torch.optim.Adam([gate], lr=1.0, betas=(0.9, second), eps=0.0)
+        grown, steps = second / 0.9, 2000 if second == 0.999 else 400
+        for step in range(steps):
+            # The gradients that grow so end at 1; those before the last few hundred are nothing to speak of.
+            gate.grad = torch.tensor(max(grown ** (step + 1 - steps), 1e-120), dtype=torch.float64)
+            before = gate.item()
+            optimizer.step()
+        bound = (1 - 0.9) / ((1 - second) * (1 - 0.9**2 / second)) ** 0.5
+        assert f"{bound:.2g}" == f"{float(value):.2g}"
+        if second == 0.95:  # the long memory has its bias correction for longer than this test may run
+            assert abs(gate.item() - before) == pytest.approx(bound, rel=1e-3)
+
+
+def test_every_field_of_lora_config_is_told() -> None:
+    text = (ROOT / "docs/from-lora-config.md").read_text()
+    told = {name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)[=`]", line.split(" | ")[0])}
+    rows = {name for line in text.splitlines() if line.startswith("| `task_type`") for name in re.findall(r"`(\w+)`", line)}
+    fields = {item.name for item in dataclasses.fields(peft.LoraConfig)}
+    assert fields <= told | rows, f"docs/from-lora-config.md says nothing of {sorted(fields - told - rows)}"
+    assert told <= fields | {"paring", "ParingConfig", "SoRA", "LoraConfig"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    known: Mapping[str, type[Any]] = {"SoRA": SoRA, "ParingConfig": paring.ParingConfig}
+    for name, inside in re.findall(r"`(SoRA|ParingConfig)\(([^`]*)\)`", text):
+        given = set(re.findall(r"(\w+)=", re.sub(r"\([^()]*\)", "", inside)))
+        assert given <= {item.name for item in dataclasses.fields(known[name])}, inside
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line for text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["paring"]:
+            assert main([*words[1:], "--print_config"]) == 0, line
+    flags = set(re.findall(r"`(--\w+)", page.read_text())) - {"--max", "--no"}
+    helped = ""
+    for command in ("train", "export", "verify", "predict", "eval", "fuse", "inspect"):
+        main([command, "--help"])
+        helped += capsys.readouterr().out
+    assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}
+
+
+def test_figures_are_those_of_the_code() -> None:
+    assert figures.main(["--check"]) == 0, "run python tools/figures.py"
+
+
+def test_every_table_that_a_page_asks_for_is_made() -> None:
+    asked = {name for page in PAGES for name in re.findall(r"<!-- table: ([\w-]+) -->", page.read_text())}
+    assert asked == {*tables.CONTRACT, *tables.BENCHMARKS}
+    with pytest.raises(LookupError, match="no table 'other'"):
+        tables.on_page_markdown("<!-- table: other -->")
+
+
+def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tmp_path: Path) -> None:
+    import json
+
+    environment = {
+        "command": "python benchmarks/x.py",
+        "date": "2000-01-01",
+        "versions": {"torch": "1"},
+        "machine": {"processor": "abacus", "cores": 2, "threads": 1, "accelerator": None},
+    }
+    cell = {"rate": 1e-3, "mean": 0.5, "sd": 0.01, "parameters": 1234.0, "share": 0.25, "paired_difference_points": -0.125}
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    assert "Not measured yet" in tables.table("sora-accuracy", results)
+    (results / "sora-accuracy.json").write_text(json.dumps({**environment, "tables": {"trec": {"SoRA": cell}}}))
+    made = tables.table("sora-accuracy", results)
+    assert "| trec | SoRA | 0.001 | 50.00 ± 1.00 | 1,234 | 25% | -0.12 |" in made
+    assert "Measured 2000-01-01 on abacus, 2 cores, 1 threads; torch 1. Repeated by `python benchmarks/x.py`." in made

@@ -1,0 +1,40 @@
+"""Every example runs as a user would run it: as a program, without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+# What an example needs beyond paring's own requirements.
+NEEDS = {"with_trl": "trl", "with_sentence_transformers": "sentence_transformers"}
+HELPERS = {"small"}
+
+
+@pytest.mark.parametrize("path", sorted(path for path in EXAMPLES.glob("*.py") if path.stem not in HELPERS), ids=lambda path: path.stem)
+def test_example_runs(path: Path, tmp_path: Path) -> None:
+    needed = NEEDS.get(path.stem)
+    if needed is not None and find_spec(needed) is None:
+        pytest.skip(f"{path.name} needs the package {needed}, which is not installed")
+    # Temporary files of the examples go to a folder of the test's, so that what they leave behind is seen.
+    place = tmp_path / "temporary"
+    place.mkdir()
+    # What an example tells of itself, it must do by itself: any look at a hub is an error.
+    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(place), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, path, "--quick"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"\b(live ranks|ranks left)\b", done.stdout)
+    assert [item.name for item in tmp_path.iterdir()] == ["temporary"]
+
+
+def test_every_example_that_needs_a_package_is_there() -> None:
+    assert set(NEEDS) | HELPERS < {path.stem for path in EXAMPLES.glob("*.py")}

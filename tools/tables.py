@@ -1,0 +1,134 @@
+"""Tables that the site's pages ask for by name, made while it is built (see `hooks` in mkdocs.yml), so that they are never stale.
+
+<!-- table: exemptions -->       the contract tests' exemptions
+<!-- table: properties -->       the contract tests, with the models that each is run on
+<!-- table: NAME -->             benchmarks/results/NAME.json
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+_ASKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->")
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Put the tables in."""
+    return _ASKED.sub(lambda match: table(match["name"]), markdown)
+
+
+def table(name: str, results: Path = RESULTS) -> str:
+    """One table in Markdown; for a benchmark that has not been run, a line that says so.
+
+    Raises:
+        LookupError: there is no table of that name.
+    """
+    if name in CONTRACT:
+        return CONTRACT[name]()
+    if name not in BENCHMARKS:
+        raise LookupError(f"There is no table {name!r}; there are {', '.join([*CONTRACT, *BENCHMARKS])}.")
+    path = results / f"{name}.json"
+    if not path.exists():
+        return f"*Not measured yet: there is no `{path.relative_to(results.parent.parent)}`.*"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    return f"{BENCHMARKS[name](result)}\n\n{_measured(result)}"
+
+
+def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; columns after the first are set to the right where they hold numbers."""
+    body = [list(row) for row in body]
+    numbers = [all(re.fullmatch(r"[-+±\d.,%e \[\]to]+", row[index]) for row in body) for index in range(len(head))]
+    rule = ["---:" if body and right else "---" for right in numbers]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (list(head), rule, *body))
+
+
+def exemptions() -> str:
+    """Test, method, model and reason."""
+    found = _contract().exemption_rows()
+    return rows(("test", "method", "model", "reason"), ((_said(test), *rest) for test, *rest in found))
+
+
+def properties() -> str:
+    """Every contract test and the models that it is run on."""
+    found: list[tuple[str, tuple[str, ...]]] = _contract().property_rows()
+    everything = max((models for _, models in found), key=len)
+    listed = "\n".join(f"- {model}" for model in everything)
+    body = ((_said(test), "all" if models == everything else "; ".join(models)) for test, models in found)
+    return f"The models:\n\n{listed}\n\n{rows(('property', 'on'), body)}"
+
+
+def accuracy(result: Mapping[str, Any]) -> str:
+    """A row for each task and method, LoRA of rank 8 being what the others are compared with."""
+    return rows(
+        ("task", "method", "learning rate", "accuracy", "parameters", "of LoRA r 8", "paired difference, points"),
+        (
+            (
+                task,
+                method,
+                f"{row['rate']:g}",
+                f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f}",
+                f"{row['parameters']:,.0f}",
+                f"{row['share']:.0%}",
+                f"{row['paired_difference_points']:+.2f}",
+            )
+            for task, methods in result["tables"].items()
+            for method, row in methods.items()
+        ),
+    )
+
+
+def defaults(result: Mapping[str, Any]) -> str:
+    """A row for each run, and how many end where they should."""
+    runs = result["runs"]
+    said = f"{result['inside']} of {len(runs)} runs end between 20% and 80% of their ranks, {result['at_the_ends']} at 0% or 100%."
+    body = (
+        (row["task"], f"{row['rate']:.1e}", str(row["steps"]), f"{row['live']:.0%}", f"{100 * row['dev_accuracy']:.2f}") for row in runs
+    )
+    return f"{said}\n\n{rows(('task', 'main rate', 'steps', 'live ranks', 'accuracy'), body)}"
+
+
+def step_time(result: Mapping[str, Any]) -> str:
+    """A row for each model, precision and rank."""
+    methods = list(result["cells"][0]["over_limit"])
+    body = []
+    for cell in result["cells"]:
+        ratios = [*(cell["over_limit"][method] for method in methods), cell["paring_lora_over_peft_lora"]]
+        body.append([cell["model"], cell["dtype"], str(cell["rank"]), *map(_interval, ratios)])
+    return rows(("model", "precision", "rank", *methods, "paring's LoRA over PEFT's"), body)
+
+
+CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
+BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "sora-accuracy": accuracy,
+    "sora-defaults": defaults,
+    "lora-step-time": step_time,
+}
+
+
+def _contract() -> Any:
+    # The tests are no package that type checkers know, and importing them takes seconds.
+    return importlib.import_module("tests.contract.exemptions")
+
+
+def _said(test: str) -> str:
+    return test.removeprefix("test_").replace("_", " ")
+
+
+def _interval(values: Sequence[float]) -> str:
+    middle, low, high = values
+    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    where = machine["accelerator"] or f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(result["versions"].items()))
+    return f"Measured {result['date']} on {where}; {versions}. Repeated by `{result['command']}`."

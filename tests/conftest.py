@@ -12,7 +12,8 @@ import torch
 jaxtyping.install_import_hook(
     ["paring.core", "paring.parts", "paring.kernels"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
-torch.set_num_threads(2)
+# Tiny models: a second thread costs more in waiting than it computes, and far more where the machine is busy.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

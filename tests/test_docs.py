@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import paring
+from paring.attach.find import layers, slots
 from paring.cli.main import main
+from paring.core.errors import TargetError
 from paring.core.prox import released_threshold, soft_threshold
 from paring.methods.sora import SoRA
+from paring.train import Scores, create_optimizer, sparsify
 from tools import figures, tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# Its blocks stand for what a reader has: they are run by a test of their own.
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -51,8 +55,6 @@ def small() -> Iterator[Any]:
 @pytest.fixture
 def reader(small: Any, tmp_path: Path) -> dict[str, Any]:
     """What the snippets take for granted."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     base = small.encoder(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(base)
 
@@ -64,7 +66,7 @@ def reader(small: Any, tmp_path: Path) -> dict[str, Any]:
         }
 
     def train(model: Any) -> None:
-        optimizer = paring.train.create_optimizer(model, lr=1e-3)
+        optimizer = create_optimizer(model, lr=1e-3)
         model.train()
         for item in batches:
             model(**item).loss.backward()
@@ -74,8 +76,6 @@ def reader(small: Any, tmp_path: Path) -> dict[str, Any]:
         model.eval()
         with torch.inference_mode():
             return float(torch.cat([model(**item).logits.argmax(-1) == item["labels"] for item in items]).float().mean())
-
-    import paring.train
 
     torch.manual_seed(0)
     batches = [batch(seed) for seed in range(3)]
@@ -94,12 +94,11 @@ def reader(small: Any, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def run(page: str, known: dict[str, Any]) -> dict[str, Any]:
+def run(page: str, known: dict[str, Any], wanted: Callable[[str], bool] = lambda text: True) -> dict[str, Any]:
     """Run a page's blocks one after another, as a reader would."""
     for number, text in enumerate(blocks(ROOT / page, "python"), 1):
-        if "bitsandbytes" not in text and "BitsAndBytesConfig" in text and find_spec("bitsandbytes") is None:
-            continue
-        exec(compile(text, f"{page}, block {number}", "exec"), known)  # noqa: S102
+        if wanted(text):
+            exec(compile(text, f"{page}, block {number}", "exec"), known)
     return known
 
 
@@ -123,14 +122,34 @@ def test_from_lora_config_runs(reader: dict[str, Any]) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_recipes_run(reader: dict[str, Any]) -> None:
-    known = run("docs/recipes.md", reader)
+    known = run("docs/recipes.md", reader, lambda text: "BitsAndBytesConfig" not in text)
     assert known["logits"].shape == (3, 2)
     assert [stage.index for stage in known["stages"]] == [0, 1, 2]
 
 
-def test_export_page_runs(reader: dict[str, Any]) -> None:
-    from peft import PeftModel
+@pytest.mark.filterwarnings("ignore")
+def test_recipe_for_4_bit_runs_trains_and_leaves(reader: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes", reason="4-bit base models need bitsandbytes, which is not installed")
+    known = run("docs/recipes.md", reader, lambda text: "BitsAndBytesConfig" in text)
+    model, words = known["model"], torch.tensor([[2, 5, 7, 6, 3]])
+    assert {type(layer.get_base_layer()).__name__ for layer in layers(model).values()} == {"Linear4bit"}
+    optimizer = create_optimizer(model, lr=1e-2)
+    model.train()
+    for _ in range(3):
+        model(input_ids=words, labels=words).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {int(slot.steps) for slot in slots(model).values()} == {3}
+    with pytest.raises(TargetError, match="quantised"):
+        model.merge_and_unload()
+    paring.export(model, reader["folder"] / "four")
+    base = known["AutoModelForCausalLM"].from_pretrained(reader["base_decoder"], quantization_config=known["quantisation"])
+    loaded = PeftModel.from_pretrained(base, reader["folder"] / "four").eval()
+    with torch.inference_mode():
+        assert torch.allclose(model.eval()(input_ids=words).logits, loaded(input_ids=words).logits, atol=1e-5)
 
+
+def test_export_page_runs(reader: dict[str, Any]) -> None:
     reader["model"] = paring.adapt(reader["model"], SoRA(rank=4), task_type="SEQ_CLS")
     reader["train"](reader["model"])
     known = run("docs/export.md", reader)
@@ -138,17 +157,12 @@ def test_export_page_runs(reader: dict[str, Any]) -> None:
     with torch.inference_mode():
         outputs = [known["fused"].eval()(**reader["batches"][0]).logits]
         for name, tolerance in (("compact", 1e-5), ("again", 1e-5), ("uniform", 2e-2)):
-            from transformers import AutoModelForSequenceClassification
-
             base = AutoModelForSequenceClassification.from_pretrained(reader["base"], num_labels=2)
             loaded = PeftModel.from_pretrained(base, reader["folder"] / name).eval()
             assert torch.allclose(outputs[0], loaded(**reader["batches"][0]).logits, atol=tolerance), name
 
 
 def test_released_page_runs(reader: dict[str, Any]) -> None:
-    from paring.attach.find import slots
-    from paring.train import Scores, create_optimizer, sparsify
-
     released = run("docs/released-code.md", reader)["released"]
     model = paring.adapt(reader["model"], released, exclude_modules=["classifier"], modules_to_save=["output.LayerNorm"])
     assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "classifier" in name)
@@ -183,8 +197,8 @@ def test_table_of_the_operators_is_what_they_compute() -> None:
 
 
 def test_longest_step_of_adam_is_what_the_concept_says() -> None:
-    text = (ROOT / "docs/concept.md").read_text()
-    said = re.search(r"at most (\S+) rates\s+long for betas \(0.9, 0.95\) and (\S+) rates for \(0.9, 0.999\)", text)
+    text = " ".join((ROOT / "docs/concept.md").read_text().split())
+    said = re.search(r"at most (\S+) rates long for betas \(0.9, 0.95\) and (\S+) rates for \(0.9, 0.999\)", text)
     assert said is not None
     for value, second in zip(said.groups(), (0.95, 0.999), strict=True):
         gate = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
@@ -196,7 +210,7 @@ def test_longest_step_of_adam_is_what_the_concept_says() -> None:
             before = gate.item()
             optimizer.step()
         bound = (1 - 0.9) / ((1 - second) * (1 - 0.9**2 / second)) ** 0.5
-        assert f"{bound:.2g}" == f"{float(value):.2g}"
+        assert 0.0 <= float(value) - bound < 0.05
         if second == 0.95:  # the long memory has its bias correction for longer than this test may run
             assert abs(gate.item() - before) == pytest.approx(bound, rel=1e-3)
 
@@ -207,7 +221,7 @@ def test_every_field_of_lora_config_is_told() -> None:
     rows = {name for line in text.splitlines() if line.startswith("| `task_type`") for name in re.findall(r"`(\w+)`", line)}
     fields = {item.name for item in dataclasses.fields(peft.LoraConfig)}
     assert fields <= told | rows, f"docs/from-lora-config.md says nothing of {sorted(fields - told - rows)}"
-    assert told <= fields | {"paring", "ParingConfig", "SoRA", "LoraConfig"}
+    assert told <= fields | {"LoraConfig", "True"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -245,9 +259,16 @@ def test_every_table_that_a_page_asks_for_is_made() -> None:
         tables.on_page_markdown("<!-- table: other -->")
 
 
-def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tmp_path: Path) -> None:
-    import json
+def test_contract_tables_have_a_row_for_each_exemption_and_property() -> None:
+    from tests.contract.exemptions import exemption_rows, property_rows
 
+    assert tables.table("exemptions").count("\n") == 1 + len(exemption_rows())
+    made = tables.table("properties").splitlines()
+    assert len([line for line in made if line.startswith("| ")]) == 2 + len(property_rows())
+    assert "| output unchanged at attach | all |" in made
+
+
+def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tmp_path: Path) -> None:
     environment = {
         "command": "python benchmarks/x.py",
         "date": "2000-01-01",

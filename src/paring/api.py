@@ -122,7 +122,7 @@ def export(
         folder: where to; created, never overwritten unless asked.
         adapter: the adapter's name.
         layout: ``"compact"`` (each module its own rank) or ``"uniform"`` (zero-padded to one rank, for engines that need it).
-        dtype: type of the tensors written; ``None`` keeps float32.
+        dtype: type of the tensors written; ``None`` keeps that of the trained ones.
         overwrite: replace an existing folder.
         force: export although the proximal step never ran.
         tokenizer: saved along, with its chat template.
@@ -151,7 +151,9 @@ def export(
 
     def check(written: Path) -> None:
         worst = differences(read(written), live, torch.Generator().manual_seed(0))
-        allowed = TOLERANCE.get(dtype or torch.float32, 1e-5)
+        # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
+        kinds = {dtype or factors.a.dtype for factors in live.modules.values()}
+        allowed = max(TOLERANCE.get(kind, 1e-5) for kind in kinds)
         for path, distance in worst.items():
             if not distance <= allowed:
                 raise ExportError(

@@ -6,6 +6,7 @@ Results go to stdout, so that they can be piped; everything that is said about t
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,13 +20,14 @@ INTERRUPTED = 130
 
 
 def say(text: str) -> None:
-    """One line about the work, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """One line about the work, on stderr; of several processes that train together only the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
     """One sentence about what went wrong, on stderr."""
-    say(f"paring: error: {' '.join(text.split())}")
+    print(f"paring: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def sentence(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from paring.cli.data.task import Task
 from paring.cli.run.output import write_text
 from paring.core.errors import DataError, SettingError, near
+from paring.method import Method
 
 TASK = "paring_task.json"
 """Beside each checkpoint: the labels and the model's head, which a checkpoint of PEFT does not hold."""
@@ -56,6 +57,25 @@ def resume_point(asked: str | None, output_dir: Path) -> Path | None:
             "Give a checkpoint-* folder of an earlier run, or `last`."
         )
     return folder
+
+
+def check_resume(checkpoint: Path, method: Method) -> None:
+    """Refuse to go on with other settings than the checkpoint was trained with.
+
+    Raises:
+        SettingError: names the settings that differ.
+    """
+    try:
+        stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))["method"]
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingError(
+            f"{str(checkpoint / 'adapter_config.json')!r} is damaged ({error}); use another checkpoint of the run."
+        ) from error
+    given = method.encode()
+    differing = sorted(key for key in {*stored, *given} if stored.get(key) != given.get(key))
+    if differing:
+        shown = ", ".join(f"{key} is {given.get(key)!r} but was {stored.get(key)!r}" for key in differing)
+        raise SettingError(f"{str(checkpoint)!r} was trained with other settings: {shown}. Give the same ones to go on, or start anew.")
 
 
 class TaskFile(TrainerCallback):

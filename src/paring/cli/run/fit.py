@@ -21,7 +21,7 @@ from paring.cli.data.read import held_out_split, read
 from paring.cli.data.task import Task, infer
 from paring.cli.flags import listed
 from paring.cli.run.base import DTYPES, Base, check_folder, load_base
-from paring.cli.run.checkpoints import TaskFile, last_checkpoint, resume_point
+from paring.cli.run.checkpoints import TaskFile, check_resume, last_checkpoint, resume_point
 from paring.cli.run.interrupt import Interruption
 from paring.cli.run.options import DataOptions, TrainOptions
 from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, clear, write_text
@@ -75,6 +75,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     """
     folder = Path(options.output.output_dir)
     resume = resume_point(options.output.resume_from_checkpoint, folder)
+    if resume is not None:
+        check_resume(resume, method)
     check_output(folder, overwrite=options.output.overwrite, resumes=resume is not None)
     check_folder(options.model.model_name_or_path)
     data = options.data
@@ -102,6 +104,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         task_type=task.task_type,
         seed=options.training.seed,
     )
+    # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.
+    model.peft_config["default"].revision = vars(base.model.config).get("_commit_hash") or options.model.model_revision
     recorder = Recorder()
     total = sum(factors.rank for factors in paring.snapshot(model).modules.values())
     bar = Bar(total)

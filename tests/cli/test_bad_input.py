@@ -282,3 +282,24 @@ def test_predicting_nothing(trained: Path, tmp_path: Path, refused: Refused, mon
     assert "no texts" in refused("predict", trained / "adapter")
     (tmp_path / "rows.csv").write_text("\n".join(["words,label", *(f"{text},{label}" for text, label in sentences(3))]), encoding="utf-8")
     assert "'text'" in refused("predict", trained / "adapter", file=tmp_path / "rows.csv")
+
+
+def test_resuming_with_other_settings(trained: Path, bert: Path, moods: Path, tmp_path: Path, refused: Refused) -> None:
+    flags = {**TRAIN, "model_name_or_path": bert, "dataset_name": moods, "output_dir": tmp_path / "out"}
+    said = refused("train", **{**flags, "rank": 6}, resume_from_checkpoint=trained / "checkpoint-4")
+    assert "rank is 6 but was 4" in said
+
+
+def test_an_upload_that_fails_loses_nothing(
+    flags: dict[str, object], tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(HfApi, "create_repo", offline)
+    said = refused("train", "--push_to_hub", **{**flags, "max_steps": 1}, hub_model_id="me/moods")
+    assert "hf upload me/moods" in said
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()

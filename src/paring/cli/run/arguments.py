@@ -66,7 +66,8 @@ def arguments(
         "bf16": training.bf16,
         "fp16": training.fp16,
         "seed": training.seed,
-        "use_cpu": training.use_cpu,
+        # Said outright, since transformers takes bf16 without an accelerator for a mistake.
+        "use_cpu": training.use_cpu or not torch.accelerator.is_available(),
         "dataloader_num_workers": training.dataloader_num_workers,
         "eval_strategy": evaluation,
         "eval_steps": watch.eval_steps,

@@ -56,6 +56,7 @@ class Stopped:
 
     Attributes:
         checkpoint: where it can be resumed from; ``None`` if no step was saved.
+        status: what the command exits with.
     """
 
     checkpoint: Path | None

@@ -105,10 +105,8 @@ def main() -> None:
                 f"parameters {row['parameters']:.0f} ({row['share']:.0%})  paired {row['paired_difference_points']:+.2f} points"
             )
         tables[task] = table
-    command = f"python benchmarks/accuracy.py --data DIR --seeds {given.seeds} --size {given.size}"
     save(
         "sora-accuracy",
-        command,
         {"tables": tables, "methods": {k: v.encode() for k, v in METHODS.items()}, "batch": given.size, "epochs": EPOCHS, "rates": RATES},
     )
 

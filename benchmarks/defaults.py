@@ -50,8 +50,7 @@ def main() -> None:
     inside = sum(0.2 <= row["live"] <= 0.8 for row in rows)
     ends = sum(row["live"] in (0.0, 1.0) for row in rows)
     print(f"{inside} of {len(rows)} runs end between 20% and 80% of their ranks; {ends} at 0% or 100%.")
-    command = f"python benchmarks/defaults.py --data DIR --seed {given.seed} --size {given.size}"
-    save(given.name, command, {"method": method.encode(), "runs": rows, "inside": inside, "at_the_ends": ends, "batch": given.size})
+    save(given.name, {"method": method.encode(), "runs": rows, "inside": inside, "at_the_ends": ends, "batch": given.size})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +43,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(name: str, command: str, result: dict[str, Any]) -> Path:
+def command() -> str:
+    """The command line that repeats this run; the folder of the data is the reader's own."""
+    given = list(sys.argv[1:])
+    if "--data" in given:
+        given[given.index("--data") + 1] = "DIR"
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
+
+
+def save(name: str, result: dict[str, Any]) -> Path:
     """Write ``results/<name>.json``: the result, the command that repeats it, and what it was measured with."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"command": command, **environment(), **result}, indent=1, sort_keys=True) + "\n")
+    scratch.write_text(json.dumps({"command": command(), **environment(), **result}, indent=1, sort_keys=True) + "\n")
     scratch.replace(path)
     return path

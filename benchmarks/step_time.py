@@ -142,7 +142,7 @@ def main() -> None:
                 )
                 said = "  ".join(f"{key} {value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]" for key, value in ratios.items())
                 print(f"{name:6} {dtype} r {rank:3d}  {said}  ours/PEFT {direct[0]:.3f} [{direct[1]:.3f}, {direct[2]:.3f}]", flush=True)
-    save("lora-step-time", f"python benchmarks/step_time.py --rounds {given.rounds}", {"cells": cells, "rounds": given.rounds})
+    save("lora-step-time", {"cells": cells, "rounds": given.rounds})
 
 
 if __name__ == "__main__":

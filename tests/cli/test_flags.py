@@ -27,12 +27,12 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     @dataclass(frozen=True, kw_only=True)
     class Invented(LoRA):
-        """A method.
+        r"""A method.
 
         Attributes:
             seed: a number whose name the run has taken.
             mode: a choice.
-            budget: 50% of it, ``None`` for all; :math:`\\lambda`.
+            budget: 50% of it, ``None`` for all; :math:`\lambda`.
         """
 
         name: ClassVar[str] = "invented"

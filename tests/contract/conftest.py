@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -38,11 +39,14 @@ def _parameter(test: str, case: Case) -> Any:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models are faster on one thread, and the stock process computes on one."""
+def _quick() -> Iterator[None]:
+    """One thread: tiny models are faster so, and the stock process computes on one. Collections look at new objects only: Trainer asks for many."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

@@ -163,6 +163,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 vocabulary=40,
                 build=_bert,
                 read=BertForSequenceClassification.from_pretrained,
+                targets=("query", "output.dense"),
                 task="SEQ_CLS",
             ),
             Kind(

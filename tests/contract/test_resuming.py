@@ -16,7 +16,7 @@ from paring.parts.parameterise.gated import Gated
 from tests.contract.cases import Case, adapter_state, gated_slots, names_that_differ, roughen, scratch
 from tests.contract.training import trainer, with_dropout
 
-STEPS = 4
+STEPS = 3
 
 
 def _start(case: Case) -> PeftModel:
@@ -46,7 +46,7 @@ def _uninterrupted(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], Pa
     return adapter_state(model), _optimizer_state(run), folder
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [1, 2])
 def test_resumed_equals_uninterrupted(case: Case, step: int) -> None:
     whole, optimizer, folder = _uninterrupted(case)
     again = _start(case)

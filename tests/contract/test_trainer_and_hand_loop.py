@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from peft import PeftModel
 
@@ -18,14 +17,21 @@ def _start(case: Case) -> PeftModel:
     return model
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_trainer_and_hand_loop_give_the_same_bits(case: Case, tmp_path: Path, accumulate: int) -> None:
+def test_trainer_and_hand_loop_give_the_same_bits(case: Case, tmp_path: Path) -> None:
+    _same_bits(case, tmp_path, accumulate=1)
+
+
+def test_trainer_and_hand_loop_give_the_same_bits_when_they_accumulate(plain: Case, tmp_path: Path) -> None:
+    _same_bits(plain, tmp_path, accumulate=2)
+
+
+def _same_bits(case: Case, tmp_path: Path, accumulate: int) -> None:
     by_trainer, written_out = _start(case), _start(case)
     before = adapter_state(by_trainer)
-    run = trainer(case, by_trainer, tmp_path, 3, gradient_accumulation_steps=accumulate)
+    run = trainer(case, by_trainer, tmp_path, 2, gradient_accumulation_steps=accumulate)
     run.add_callback(Reseed())
     run.train()
-    by_hand(case, written_out, 3, accumulate=accumulate)
+    by_hand(case, written_out, 2, accumulate=accumulate)
     trained = adapter_state(by_trainer)
     assert names_that_differ(trained, adapter_state(written_out)) == []
     changed = names_that_differ(trained, before)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 import paring
 from paring import train
@@ -38,6 +40,17 @@ def test_each_adapter_computes_what_it_does_alone(case: Case) -> None:
     assert torch.equal(logits(model, inputs), _alone(case, 7, 1))
     with model.disable_adapter():
         assert torch.equal(logits(model, inputs), logits(case.base(), inputs))
+
+
+def test_both_find_every_linear_module(transformer: Case) -> None:
+    base = transformer.base()
+    output = base.get_output_embeddings()
+    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not output}
+    # PEFT leaves out the head of a classifier, which is trained fully.
+    linear.discard("classifier")
+    model = transformer.adapted(base=base, target_modules="all-linear")
+    model.add_adapter("second", paring.ParingConfig(method=transformer.method, target_modules="all-linear", task_type=transformer.kind.task))
+    assert slots(model, "default").keys() == slots(model, "second").keys() == linear
 
 
 def test_training_one_adapter_leaves_the_other_alone(case: Case) -> None:

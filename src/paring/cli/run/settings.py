@@ -145,5 +145,4 @@ def _plain(text: str) -> str:
     text = re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
     text = re.sub(r"\\(lambda|alpha|eta)\b", r"\1", text)
     text = re.sub(r"\\sqrt\s*(\w)", r"sqrt(\1)", text)
-    # argparse formats help texts with %.
-    return re.sub(r"\\([a-z]+)", r"\1", " ".join(text.split())).replace("%", "%%")
+    return re.sub(r"\\([a-z]+)", r"\1", " ".join(text.split()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from paring.cli.commands import demo
 from paring.cli.run.fit import Finished
+from paring.cli.run.loaded import load_checkpoint, load_trained
+from paring.cli.run.outputs import logits
 from tests.cli.conftest import sentences
+from tests.cli.test_train import record
 
 
 @pytest.fixture
@@ -59,24 +64,19 @@ def test_a_demo_without_found_ranks_fails_after_showing_everything(
 
 
 def test_proof_notices_a_changed_export(trained: Path, bert: Path, moods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paring.cli.run.elsewhere import loaded_elsewhere
-
-    def altered(job: dict[str, object]) -> dict[str, torch.Tensor]:
-        weights = Path(str(job["adapter"])) / "adapter_model.safetensors"
+    def altered(job: dict[str, Any]) -> dict[str, torch.Tensor]:
+        weights = Path(job["adapter"]) / "adapter_model.safetensors"
         tensors = load_file(weights)
-        save_file({key: value * 1.5 if "lora_B" in key or "classifier" in key else value for key, value in tensors.items()}, weights)
-        return loaded_elsewhere(job)
-
-    import shutil
-
-    from paring.cli.run.loaded import load_checkpoint
-    from tests.cli.test_train import record
+        save_file({key: value + 0.01 if "classifier.bias" in key and value.numel() else value for key, value in tensors.items()}, weights)
+        there = load_trained(job["adapter"], device="cpu")
+        return {name: logits(there.joined(), there.tokenizer, [job["texts"]], job["max_length"]) for name in ("logits", "base")}
 
     shutil.copytree(trained / "adapter", tmp_path / "adapter")
     model, base = load_checkpoint(trained / "checkpoint-8")
     outcome = Finished(folder=tmp_path, record=record(trained), model=model, tokenizer=base.tokenizer)
     monkeypatch.setattr("paring.cli.run.elsewhere.loaded_elsewhere", altered)
     distance, _ = demo.prove(outcome, moods / "dev.tsv", bert)
+    assert distance == pytest.approx(0.01, abs=1e-4)
     assert distance > demo.TOLERANCE
 
 

@@ -44,7 +44,7 @@ class LoRA(Method):
         kind="baseline",
         parameters="r (in + out)",
         deviations=("The paper draws A from a Gaussian; its authors' code and PEFT use Kaiming uniform, and so does paring.",),
-        verified=("bits of PEFT's LoRA from the same factors", "scale alpha / r and alpha / sqrt(r)"),
+        verified=("scale alpha / r and alpha / sqrt(r)",),
         recipe="model = paring.adapt(model, LoRA(rank=8, alpha=16), task_type='SEQ_CLS')",
     )
 

@@ -63,7 +63,7 @@ class AdapterOptions:
 class TrainingOptions:
     """Training."""
 
-    learning_rate: float = option("main learning rate; a method may step some parameters at a multiple of it", default=5e-4)
+    learning_rate: float = option("main learning rate; a method may step some parameters at a rate of their own", default=5e-4)
     num_train_epochs: float = option("passes over the data", default=3.0)
     max_steps: int = option("steps to take, in place of epochs; -1 is off", default=-1)
     per_device_train_batch_size: int = option("rows of a batch on one device", default=8)

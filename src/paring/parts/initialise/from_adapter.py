@@ -32,7 +32,7 @@ class FromAdapter(Initialiser):
     name: ClassVar[str] = "from_adapter"
 
     source: str | None = None
-    adapter: Adapter | None = field(default=None, metadata={"transient": True}, compare=False)
+    adapter: Adapter | None = field(default=None, metadata={"transient": True}, compare=False, repr=False)
 
     def factors(self, shape: Shape, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors of one module.

@@ -66,6 +66,7 @@ def flags(bert: Path, moods: Path, tmp_path: Path) -> dict[str, object]:
         ({"early_stopping_patience": 2, "eval_strategy": "no"}, ["early_stopping_patience"]),
         ({"training_arguments": '{"lr": 1}'}, ["lr"]),
         ({"label_names": "one,two,three"}, ["label_names", "2"]),
+        ({"chat_template_path": "nowhere.jinja"}, ["nowhere.jinja"]),
     ],
 )
 def test_bad_settings(change: dict[str, object], words: list[str], flags: dict[str, object], moods: Path, refused: Refused) -> None:

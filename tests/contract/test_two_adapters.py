@@ -49,7 +49,9 @@ def test_both_find_every_linear_module(transformer: Case) -> None:
     # PEFT leaves out the head of a classifier, which is trained fully.
     linear.discard("classifier")
     model = transformer.adapted(base=base, target_modules="all-linear")
-    model.add_adapter("second", paring.ParingConfig(method=transformer.method, target_modules="all-linear", task_type=transformer.kind.task))
+    model.add_adapter(
+        "second", paring.ParingConfig(method=transformer.method, target_modules="all-linear", task_type=transformer.kind.task)
+    )
     assert slots(model, "default").keys() == slots(model, "second").keys() == linear
 
 

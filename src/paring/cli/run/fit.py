@@ -81,6 +81,7 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     check_output(folder, overwrite=options.output.overwrite, resumes=resume is not None)
     check_folder(options.model.model_name_or_path)
     data = options.data
+    template = None if data.chat_template_path is None else read_template(Path(data.chat_template_path))
     rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config)
     task = infer(
         rows,
@@ -94,8 +95,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     say(f"data: {len(rows)} rows to train on, {len(held_out) if held_out is not None else 'none'} to evaluate on")
     set_seed(options.training.seed)
     base = load_base(options.model, task, options.training.seed)
-    if data.chat_template_path is not None:
-        base.tokenizer.chat_template = Path(data.chat_template_path).read_text(encoding="utf-8")
+    if template is not None:
+        base.tokenizer.chat_template = template
     model = paring.adapt(
         base.model,
         method,
@@ -130,6 +131,18 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
     record = _export(options, model, base, recorder, command, metrics, settings)
     return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
+
+
+def read_template(path: Path) -> str:
+    """The text of a chat template.
+
+    Raises:
+        SettingError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"--chat_template_path {str(path)!r} cannot be read ({error}); give a Jinja file in UTF-8.") from error
 
 
 def flat(options: TrainOptions) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def _parameter(test: str, case: Case) -> Any:
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick() -> Iterator[None]:
-    """One thread: tiny models are faster so, and the stock process computes on one. Collections look at new objects only: Trainer asks for many."""
+    """One thread: tiny models are faster so, and the stock process computes on one. Collections look at new objects only."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.collect()

@@ -104,8 +104,8 @@ def test_it_trains_through_the_command_line(tree: Path, tmp_path: Path) -> None:
     rows = ["good film\tgood", "bad film\tbad"] * 8
     (tmp_path / "films.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     run(
-        ["-m", "paring.cli", "train", "--method", "quartered", "--rank", "4", "--model_name_or_path", str(base), "--dataset_name", "films.tsv",
-         "--output_dir", "run", "--max_steps", "5"],
+        ["-m", "paring.cli", "train", "--method", "quartered", "--rank", "4", "--model_name_or_path", str(base),
+         "--dataset_name", "films.tsv", "--output_dir", "run", "--max_steps", "5"],
         tmp_path, tree / "src",
     )  # fmt: skip
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
@@ -118,7 +118,7 @@ def test_it_has_a_page_and_a_row(tree: Path) -> None:
     run(["tools/generate.py"], tree, tree / "src")
     assert "Quartered" in (tree / "README.md").read_text()
     run(["-m", "mkdocs", "build", "--strict", "--quiet", "-d", "built"], tree, tree / "src")
-    assert (tree / "built/methods/quartered/index.html").is_file()
+    assert (tree / "built/methods/quartered.html").is_file()
 
 
 def test_it_leaves_nothing_behind(tree: Path) -> None:

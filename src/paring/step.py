@@ -1,6 +1,6 @@
 """The proximal step, taken by itself after each optimizer step: nothing to call, nothing to forget.
 
-A training forward marks a gated slot *pending*. The first post-step hook of an optimizer whose groups hold that slot's
+A training forward, or a gradient that reaches its gate, marks a gated slot *pending*. The first post-step hook of an optimizer whose groups hold that slot's
 gate applies the slot's proximal step once and clears the mark. One hook for the whole process is installed when the first slot
 is attached; :func:`watch` hooks a single optimizer where the process-wide hook is not wanted, and shares the mark.
 """
@@ -57,13 +57,16 @@ def _eager(hook: Any) -> Any:
 def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
     """The slots that a step of ``optimizer`` is due to shrink, each with the parameter group that holds its gate.
 
-    A slot is due if a training forward marked it, its gate requires grad and has one. The gate is looked up now, by identity:
+    A slot is due if it is marked, its gate requires grad and has one. The gate is looked up now, by identity:
     casts and sharding replace ``Parameter`` objects after the optimizer was built.
     """
     due = [slot for slot in gated_slots() if slot.pending and slot.gate.requires_grad and slot.gate.grad is not None]
     if not due:
         return []
     home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    for slot in due:
+        if id(slot.gate) not in home:
+            slot.passed_over()
     return [(slot, home[id(slot.gate)]) for slot in due if id(slot.gate) in home]
 
 

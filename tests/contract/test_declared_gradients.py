@@ -54,6 +54,7 @@ def test_gradients_reach_every_kind_of_parameter(case: Case) -> None:
 def test_frozen_roles_stay_frozen_when_adapters_are_switched(case: Case) -> None:
     model = case.adapted()
     model.add_adapter("second", case.config(seed=8))
+    assert not any(parameter.requires_grad for slot in slots(model, "second").values() for parameter in slot.parameters()), "not active yet"
     for active, other in (("second", "default"), ("default", "second")):
         model.set_adapter(active)
         assert all(

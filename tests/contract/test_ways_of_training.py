@@ -184,3 +184,19 @@ def test_a_gate_without_gradient_dies_after_the_steps_that_the_threshold_asks_fo
         optimizer.step()
         optimizer.zero_grad()
     assert all(slot.gate[0] == 0 for slot in gates.values())
+
+
+def test_a_step_without_a_forward_shrinks_nothing(plain: Case) -> None:
+    model = plain.roughened()
+    gates = gated_slots(model)
+    first, second = (train.create_optimizer(model, torch.optim.SGD, lr=1e-3) for _ in range(2))
+    model.train()
+    model(**plain.kind.batch()).loss.backward()
+    for optimizer in (first, second, first):
+        # Gradients are left where they are; only the first step after a forward is followed by a proximal step.
+        optimizer.step()
+        assert {int(slot.steps) for slot in gates.values()} == {1}
+    model.eval()
+    model(**plain.kind.inputs())
+    first.step()
+    assert {int(slot.steps) for slot in gates.values()} == {1}, "a forward in evaluation asks for no step"

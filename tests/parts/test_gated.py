@@ -271,29 +271,51 @@ def test_only_a_training_forward_marks_the_slot(generator: torch.Generator) -> N
     assert not s.pending
 
 
-def loop(s: Gated, times: int, generator: torch.Generator) -> list[str]:
-    """Train without any optimizer and return what was warned of."""
+def loop(s: Gated, times: int, generator: torch.Generator, *, steps: bool = True) -> list[str]:
+    """Train A and B by hand, without any optimizer, and return what was warned of."""
     x, y = torch.randn(2, IN, generator=generator), torch.zeros(2, OUT)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(times):
             s(y, x).sum().backward()
+            if steps:
+                s.B.data.add_(1e-3)
     return [str(item.message) for item in caught]
 
 
 def test_a_loop_that_never_steps_the_gates_is_told_once(generator: torch.Generator) -> None:
     s = slot()
     assert loop(s, PATIENCE - 1, generator) == []
-    (message,) = loop(s, PATIENCE + 5, generator)
+    (message,) = loop(s, 3 * PATIENCE, generator)
     assert "no proximal step has run" in message
     assert "paring.step.watch" in message
 
 
-def test_a_loop_that_steps_them_is_not_told(generator: torch.Generator) -> None:
+def test_a_loop_that_forgets_them_half_way_is_told(generator: torch.Generator) -> None:
     s = slot()
     loop(s, 2, generator)
     s.stepped()
-    assert loop(s, 2 * PATIENCE, generator) == []
+    assert loop(s, PATIENCE - 1, generator) == []
+    assert len(loop(s, 1, generator)) == 1
+
+
+def test_gradients_that_are_only_accumulated_are_no_reason_to_warn(generator: torch.Generator) -> None:
+    assert loop(slot(), 5 * PATIENCE, generator, steps=False) == []
+
+
+def test_a_loop_that_steps_them_is_not_told(generator: torch.Generator) -> None:
+    s = slot()
+    for _ in range(4):
+        assert loop(s, PATIENCE - 1, generator) == []
+        s.stepped()
+
+
+def test_a_gradient_in_evaluation_mode_marks_the_slot(generator: torch.Generator) -> None:
+    s = slot().eval()
+    y = s(torch.zeros(2, OUT), torch.randn(2, IN, generator=generator))
+    assert not s.pending, "a forward alone asks for nothing"
+    y.sum().backward()
+    assert s.pending
 
 
 def test_a_frozen_gate_is_not_watched(generator: torch.Generator) -> None:

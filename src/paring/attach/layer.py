@@ -10,6 +10,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from transformers.pytorch_utils import Conv1D
+
+from paring.attach.fusible import fusible
 from paring.attach.shapes import plain_weight, promoted
 from paring.core.errors import TargetError
 from paring.parts.parameterise.base import Role, Slot
@@ -65,12 +68,17 @@ class ParingLinear(nn.Module, BaseTunerLayer):
             return result
         if adapter_names is not None:
             return self._mixed(x, adapter_names, *args, **kwargs)
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.merged_adapters:
-            return y
-        for name in self.active_adapters:
-            if name in self.paring_slot:
-                y = self.paring_slot[name](y, x)
+        active = [] if self.merged_adapters else [name for name in self.active_adapters if name in self.paring_slot]
+        y: Tensor
+        if len(active) == 1 and not args and not kwargs:
+            slot = self.paring_slot[active[0]]
+            assert isinstance(slot, Slot)
+            if fusible(self.base_layer, slot, x):
+                weight = self.base_layer.weight
+                return slot.fused(x, weight.t() if isinstance(self.base_layer, Conv1D) else weight, self.base_layer.bias)
+        y = self.base_layer(x, *args, **kwargs)
+        for name in active:
+            y = self.paring_slot[name](y, x)
         return y
 
     def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from enum import Enum
 
+import torch
 from torch import Tensor, nn
 
 from paring.core.factors import Factors
@@ -29,6 +30,24 @@ class Slot(nn.Module, ABC):
     @abstractmethod
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """Base output ``y`` plus the update at input ``x``; neither is changed."""
+
+    def fuses(self, dtype: torch.dtype | None) -> bool:
+        """Whether :meth:`fused` may be called now in place of the base layer and :meth:`add`.
+
+        Args:
+            dtype: type of input and weight; ``None`` where autocast chooses it.
+        """
+        return False
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A frozen linear and the update in one go, where :meth:`fuses` says so.
+
+        Args:
+            x: the input, of ``weight``'s type outside autocast.
+            weight: the frozen weight, (out, in), any strides.
+            bias: the frozen bias.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not fuse.")
 
     @abstractmethod
     def factors(self) -> Factors:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from paring.core.errors import StepError
 from paring.core.factors import Factors
+from paring.kernels.adapted import adapted_linear
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.low_rank import LowRank
 from paring.parts.update.proximal import Proximal
 
 PATIENCE = 32
-"""Backward passes without a proximal step after which a training loop is told that it trains plain LoRA."""
+"""Backward passes without a proximal step, though something was stepped, after which a loop is told that it trains plain LoRA."""
 
 _slots: weakref.WeakSet[Gated] = weakref.WeakSet()
 
@@ -30,9 +31,10 @@ def gated_slots() -> Iterator[Gated]:
 class Gated(LowRank):
     r"""Factors with a gate ``g`` (r,) between them: :math:`s\,B\,\mathrm{diag}(g)\,A\,\mathrm{drop}(x)`.
 
-    A training forward marks the slot pending; the hook on the optimizer's step (:mod:`paring.step`) applies
-    :attr:`update` once and clears the mark. The gate stays float32 whatever the rest is cast to: a threshold of rate x weight is
-    far below the resolution of bfloat16 near 1, so a low-precision gate could never move.
+    A training forward marks the slot pending, and so does a gradient that reaches the gate otherwise, as in a loop that trains in
+    evaluation mode to be rid of dropout. The hook on the optimizer's step (:mod:`paring.step`) applies :attr:`update` once and clears
+    the mark. The gate stays float32 whatever the rest is cast to: a threshold of rate x weight is far below the resolution of bfloat16
+    near 1, so a low-precision gate could never move.
 
     Args:
         start: the factors to begin with, with their gate.
@@ -56,6 +58,9 @@ class Gated(LowRank):
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._backwards = 0
+        self._missed = False
+        self._told = False
+        self._before: tuple[Tensor, ...] = ()
         self._watched: weakref.ref[Tensor] | None = None
         self._proved = False
         _slots.add(self)
@@ -70,18 +75,31 @@ class Gated(LowRank):
         Raises:
             StepError: the gate was cast below float32 behind the slot's back.
         """
-        if self.training and torch.is_grad_enabled():
+        self._mark()
+        return super().add(y, x)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A frozen linear and the update in one function; in training, marks the slot pending.
+
+        Raises:
+            StepError: the gate was cast below float32 behind the slot's back.
+        """
+        self._mark()
+        return adapted_linear(x, weight, bias, self.A, self.B, self.gate, self.scale)
+
+    def _mark(self) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if self.training:
             self.pending = True
             self.l1_added = False
-            # In this order, so that a compiled forward does not depend on the proof, and is not compiled again once it is there.
-            if not torch.compiler.is_compiling() and not self._proved:
-                self._watch()
-            if self.gate.dtype in (torch.bfloat16, torch.float16):
-                raise StepError(
-                    f"The gate was cast to {self.gate.dtype}: a proximal step of rate x weight rounds to nothing there. "
-                    "Call paring.train.recast(model) after whatever cast the parameters, or use ParingTrainer or ParingCallback, which do."
-                )
-        return super().add(y, x)
+        if not torch.compiler.is_compiling():
+            self._watch()
+        if self.training and self.gate.dtype in (torch.bfloat16, torch.float16):
+            raise StepError(
+                f"The gate was cast to {self.gate.dtype}: a proximal step of rate x weight rounds to nothing there. "
+                "Call paring.train.recast(model) after whatever cast the parameters, or use ParingTrainer or ParingCallback, which do."
+            )
 
     def factors(self) -> Factors:
         """A detached copy of the update, gate included."""
@@ -98,13 +116,20 @@ class Gated(LowRank):
         return self._proved
 
     def stepped(self) -> None:
-        """Note that the proximal step has run: clears the mark and ends the watch for loops that forget it."""
+        """Note that the proximal step has run: clears the mark, and starts anew to watch for a loop that forgets it."""
         self.pending = False
         self.l1_added = False
         self._proved = True
+        self._backwards = 0
+        self._missed = False
+        self._before = ()
+
+    def passed_over(self) -> None:
+        """Note that an optimizer stepped which does not hold the gate, though the gate was due."""
+        self._missed = True
 
     def _watch(self) -> None:
-        """Count backward passes until the first proximal step, to warn a loop whose optimizer does not hold the gate."""
+        """Have each gradient that reaches the gate mark the slot, and be counted until the next proximal step."""
         if self._watched is not None and self._watched() is self.gate:
             return
         if not self.gate.is_leaf or not self.gate.requires_grad:
@@ -112,19 +137,32 @@ class Gated(LowRank):
         self._watched = weakref.ref(self.gate)
         slot = weakref.ref(self)
 
-        def count(_: Tensor) -> None:
+        def arrived(_: Tensor) -> None:
             owner = slot()
-            if owner is None or owner._proved:
-                return
-            owner._backwards += 1
-            if owner._backwards == PATIENCE:
-                warnings.warn(
-                    f"{PATIENCE} backward passes went through a gate and no proximal step has run: this trains plain LoRA. Put the gates "
-                    "into a torch.optim optimizer (model.parameters() has them), or hook yours with paring.step.watch(optimizer).",
-                    stacklevel=2,
-                )
+            if owner is not None:
+                owner._count()
 
-        self.gate.register_post_accumulate_grad_hook(count)  # type: ignore[no-untyped-call]
+        self.gate.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
+
+    def _count(self) -> None:
+        if not self.pending:
+            self.pending = True
+            self.l1_added = False
+        self._backwards += 1
+        if self._backwards == PATIENCE // 2:
+            self._before = tuple(parameter.detach().clone() for parameter in self.parameters())
+        if self._backwards < PATIENCE:
+            return
+        # A long accumulation of gradients, or no training at all, moves nothing: then the count begins again.
+        moved = any(not torch.equal(old, new) for old, new in zip(self._before, self.parameters(), strict=True))
+        if (moved or self._missed) and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{PATIENCE} backward passes went through a gate and no proximal step has run: this trains plain LoRA. Put the gates "
+                "into a torch.optim optimizer (model.parameters() has them), or hook yours with paring.step.watch(optimizer).",
+                stacklevel=2,
+            )
+        self._backwards = 0
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gated:
         """Move with the model, but keep the gate in float32 (or float64), with its own digits, whatever the model is cast to."""
@@ -142,4 +180,4 @@ class Gated(LowRank):
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference neither pickles nor belongs to a copy, whose gate is another tensor.
-        return {**self.__dict__, "_watched": None}
+        return {**self.__dict__, "_watched": None, "_before": (), "_backwards": 0}

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paring.core.factors import Factors
+from paring.kernels.adapted import adapted_linear
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.base import Role, Slot
 
@@ -45,6 +47,14 @@ class LowRank(Slot):
         if self.dropout and self.training:
             x = F.dropout(x, self.dropout, training=True)
         return add_low_rank(y, x, self.A, self.B, self.weight())
+
+    def fuses(self, dtype: torch.dtype | None) -> bool:
+        """Unless dropout hits the update's input alone, or the factors are of another type than the product."""
+        return not (self.dropout and self.training) and (dtype is None or self.A.dtype == self.B.dtype == dtype)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A frozen linear and the update in one function: see :mod:`paring.kernels.adapted`."""
+        return adapted_linear(x, weight, bias, self.A, self.B, None, self.scale)
 
     def factors(self) -> Factors:
         """A detached copy of the update."""

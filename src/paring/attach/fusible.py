@@ -1,0 +1,42 @@
+"""When a base layer and its slot may be computed as one function, and when each must be called."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
+from torch.nn.modules.module import _has_any_global_hook
+from transformers.pytorch_utils import Conv1D
+
+from paring.parts.parameterise.base import Slot
+
+
+def fusible(base: nn.Module, slot: Slot, x: Tensor) -> bool:
+    """Whether nothing but the products themselves would happen if the base layer and the slot were called.
+
+    So the base is exactly ``nn.Linear`` or GPT-2's ``Conv1D`` with its own forward; it is frozen, its tensors local and plain; nobody has
+    hooked it or the slot (a user, accelerate, DeepSpeed); the types are those of the products. Under a transform of ``torch.func``, and
+    where a compiler traces (it fuses the plain operations itself), both are called.
+    """
+    if type(base) is not nn.Linear and type(base) is not Conv1D:
+        return False
+    weight, bias = base.weight, base.bias
+    if not (_frozen(weight) and (bias is None or _frozen(bias)) and type(x) in (Tensor, nn.Parameter)):
+        return False
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _touched(base) or _touched(slot) or _has_any_global_hook():
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.float64 not in (x.dtype, weight.dtype) and slot.fuses(None)
+    return x.dtype == weight.dtype and slot.fuses(x.dtype)
+
+
+def _frozen(parameter: Tensor) -> bool:
+    """Whether it is a plain local tensor (not sharded, not quantised) that no gradient is wanted for."""
+    return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not parameter.requires_grad
+
+
+def _touched(module: nn.Module) -> bool:
+    """Whether a hook, or another forward, was put on this very module."""
+    held = vars(module)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in held or any(held[name] for name in hooks)

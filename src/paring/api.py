@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from paring.attach.config import ParingConfig
-from paring.attach.find import module_names, slots, snapshot
+from paring.attach.find import module_names, root, sharded, slots, snapshot
 from paring.attach.fuse import fuse_into
 from paring.attach.register import register
 from paring.core.adapter import Adapter
@@ -149,17 +149,11 @@ def export(
             "torch.optim optimizer that holds the gates (see paring.step.watch for others), or pass force=True to export it as it is."
         )
 
+    if sharded(model) and torch.distributed.get_rank() != 0:
+        return Path(folder)  # All processes have gathered the shards above; one of them writes.
+
     def check(written: Path) -> None:
-        worst = differences(read(written), live, torch.Generator().manual_seed(0))
-        # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
-        kinds = {dtype or factors.a.dtype for factors in live.modules.values()}
-        allowed = max(TOLERANCE.get(kind, 1e-5) for kind in kinds)
-        for path, distance in worst.items():
-            if not distance <= allowed:
-                raise ExportError(
-                    f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); nothing was written. "
-                    "If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
-                )
+        _compare(read(written), live, dtype)
 
     return write(
         live,
@@ -175,11 +169,34 @@ def export(
     )
 
 
+def _compare(written: Adapter, live: Adapter, dtype: torch.dtype | None) -> None:
+    """Compare what was written with the live model: every module's update on random inputs, every tensor of the heads.
+
+    Raises:
+        ExportError: something differs by more than rounding to the type it was written in.
+    """
+    advice = "nothing was written. If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
+    for path, distance in differences(written, live, torch.Generator().manual_seed(0)).items():
+        # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
+        factors = live.modules[path]
+        allowed = max(TOLERANCE.get(dtype or tensor.dtype, 1e-5) for tensor in (factors.a, factors.b))
+        if not distance <= allowed:
+            raise ExportError(f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); {advice}")
+    for name, tensor in live.heads.items():
+        kept = written.heads.get(name)
+        if kept is None or kept.shape != tensor.shape:
+            raise ExportError(f"The export lacks the trained head {name!r}, or has it in another shape; nothing was written.")
+        exact = tensor.double()
+        distance = float((kept.double() - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float64).tiny))
+        allowed = TOLERANCE.get(kept.dtype, 0.0) if kept.dtype != tensor.dtype else 0.0
+        if not distance <= allowed:
+            raise ExportError(f"The exported head {name!r} differs from the live one by {distance:.1e} (allowed {allowed:.0e}); {advice}")
+
+
 def _companions(model: nn.Module, tokenizer: Saves | None) -> dict[str, bytes]:
     """The files that travel with an adapter: the model's configuration with its labels, and the tokenizer with its chat template."""
     found: dict[str, bytes] = {}
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = vars(base).get("config")
+    config = vars(root(model)).get("config")
     if config is not None and hasattr(config, "to_json_string"):
         found["config.json"] = config.to_json_string(use_diff=True).encode()
     if tokenizer is not None:

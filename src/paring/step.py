@@ -23,7 +23,7 @@ from paring.core.errors import StepError
 from paring.parts.parameterise.gated import Gated, gated_slots
 
 _installed: list[RemovableHandle] = []
-_checked: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+_checked: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
 _decay_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
@@ -109,10 +109,11 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     due = pending(optimizer)
     if not due:
         return
-    if optimizer not in _checked:
-        for _, group in due:
+    seen = _checked.setdefault(optimizer, set())
+    for _, group in due:
+        if id(group) not in seen:
             check(optimizer, group)
-        _checked.add(optimizer)
+            seen.add(id(group))
     # torch.amp.GradScaler tells a fused optimizer to skip a step through this attribute, a tensor on the device; the hook still
     # fires, so the threshold is multiplied by zero then, without reading it on the host.
     found_inf: Tensor | None = vars(optimizer).get("found_inf")

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from peft import TaskType
+from accelerate.utils import extract_model_from_parallel
+from peft import PeftModel, TaskType
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
 from paring.core.adapter import Adapter, Metadata
 from paring.core.errors import TargetError, near
+from paring.core.factors import whole
 from paring.method import Method
 from paring.parts.parameterise.base import Slot
 
-PEFT_PREFIX = "base_model.model."
+def root(model: nn.Module) -> nn.Module:
+    """The base model with the adapted modules in it, whatever is wrapped around it: PEFT, DDP, ``torch.compile``."""
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)
+    if isinstance(model, PeftModel):
+        model = model.base_model
+    return model.model if isinstance(model, BaseTuner) else model
 
 
 def layers(model: nn.Module) -> dict[str, ParingLinear]:
@@ -76,11 +85,10 @@ def method_of(model: nn.Module, adapter: str = "default") -> Method:
 def heads(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
     """Detached copies of the fully trained modules (``modules_to_save``), by tensor name in the base model."""
     found: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
+    for path, module in root(model).named_modules():
         if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save:
-            path = name.removeprefix(PEFT_PREFIX)
             for key, value in module.modules_to_save[adapter].state_dict().items():
-                found[f"{path}.{key}"] = value.detach().clone()
+                found[f"{path}.{key}"] = whole(value).clone()
     return found
 
 
@@ -91,13 +99,20 @@ def transposed(model: nn.Module) -> frozenset[str]:
 
 def module_names(model: nn.Module) -> list[str]:
     """All module paths of the base model as it is without adapters."""
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ParingLinear | ModulesToSaveWrapper))
-    names = [name for name, _ in model.named_modules() if not name.startswith(inside)]
-    return [name.removeprefix(PEFT_PREFIX) for name in names if name.startswith(PEFT_PREFIX) or not name.startswith("base_model")]
+    base = root(model)
+    inside = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, ParingLinear | ModulesToSaveWrapper))
+    return [name for name, _ in base.named_modules() if not name.startswith(inside)]
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether parameters lie in shards on several processes (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
     """The adapter as a frozen value: a detached copy of every module's factors, and of the trained heads, on the CPU.
+
+    Shards are gathered, so under FSDP2 every process must call it.
 
     Raises:
         TargetError: the model has no such adapter.

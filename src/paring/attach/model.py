@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from accelerate.hooks import AlignDevicesHook
+from peft import PeftConfig, TaskType
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from paring.attach.config import ParingConfig
 from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import linear_shape
 from paring.core.errors import TargetError, near
+from paring.core.heads import IMPLIED
 from paring.parts.parameterise.gated import Gated
 from paring.parts.shape import Shape
 
@@ -44,13 +46,13 @@ class ParingModel(BaseTuner):
             config.target_modules = "all-linear"
         if config.target_modules == "all-linear":
             _maybe_include_all_linear_layers(config, model)
-            unused = {name for name, module in model.named_modules() if isinstance(module, NonDynamicallyQuantizableLinear)}
-            config.target_modules = set(config.target_modules) - unused
+            config.target_modules = set(config.target_modules) - _left_out(config, model)
             if not config.target_modules:
                 raise TargetError("target_modules='all-linear' found no linear module to adapt in this model.")
         targets = _targets(config, model)
         if not targets:
             raise TargetError(f"No module matches target_modules={config.target_modules!r}.{_known(config, model)}")
+        _refuse_inside(config, model, targets)
         for path, module in targets.items():
             config.method.check(module.shape if isinstance(module, ParingLinear) else linear_shape(path, module))
         if config.seed is None:
@@ -80,13 +82,14 @@ class ParingModel(BaseTuner):
             self._replace_module(parent, target_name, layer, target)
 
     def _check_merge_allowed(self) -> None:
-        """Refuse to merge into a weight that the embedding shares: the embedding would change with it."""
-        tied = self._get_tied_target_modules(self.model)
-        if tied:
-            raise TargetError(
-                f"Cannot merge: {', '.join(map(repr, tied))} shares its weight with the input embedding, which the merge would change too. "
-                "Load the base model with tie_word_embeddings=False and a copy of the weight, or leave the module out."
-            )
+        """Refuse to merge into a weight that another module shares: that module would change with it."""
+        for path, layer in layers_of(self.model).items():
+            others = sharers(self.model, layer)
+            if others:
+                raise TargetError(
+                    f"Cannot merge: {path!r} shares its weight with {others[0]!r}, which the merge would change too. Load the base model "
+                    "with tie_word_embeddings=False and a copy of the weight, or leave the module out."
+                )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -171,6 +174,83 @@ def _targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]:
                 last = {name.rpartition(".")[2] for name in modules} | set(modules)
                 raise TargetError(f"target_modules names {wanted!r}, which matches no module.{near(wanted, last)}{_known(config, model)}")
     return {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+
+
+def layers_of(model: nn.Module) -> dict[str, ParingLinear]:
+    """The adapted modules by the name they have in ``model``; a module with several names appears once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ParingLinear)}
+
+
+def sharers(model: nn.Module, layer: ParingLinear) -> list[str]:
+    """The modules, beside the layer itself, that hold the very weight of its base layer."""
+    weight, inside = layer.get_base_layer()._parameters.get("weight"), set(layer.modules())
+    if weight is None:
+        return []
+    return [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if module not in inside and any(parameter is weight for parameter in module._parameters.values())
+    ]
+
+
+def _left_out(config: ParingConfig, model: nn.Module) -> set[str]:
+    """What "all-linear" does not mean: modules whose weight is read and that are never called, and those that are trained fully."""
+    saved = _saved(config)
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, NonDynamicallyQuantizableLinear)
+        or name.endswith(saved)
+        or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer)
+    }
+
+
+def _saved(config: ParingConfig) -> tuple[str, ...]:
+    """The ends of names of modules that PEFT trains fully: those asked for, and the head that the task implies."""
+    task = "" if config.task_type is None else TaskType(config.task_type).value
+    return tuple({*(config.modules_to_save or ()), *IMPLIED.get(task, ())})
+
+
+def _refuse_inside(config: ParingConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
+    """Refuse targets that would train and do nothing, or that would be wrapped twice.
+
+    Raises:
+        TargetError: a linear module that torch's fast path reads past, one that is trained fully, or one with two names.
+    """
+    saved = _saved(config)
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for path, module in targets.items():
+        parent = path.rpartition(".")[0]
+        hook = vars(module).get("_hf_hook")
+        if isinstance(hook, AlignDevicesHook) and hook.offload:
+            raise TargetError(
+                f"Module {path!r} is offloaded by accelerate: its weights come and go with each forward, so there is no device to train an "
+                "adapter on. Load the model without offloading (no device_map that names the cpu or the disk), or quantised."
+            )
+        if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
+            raise TargetError(
+                f"Module {path!r} lies in an nn.TransformerEncoderLayer, whose fast path reads its weight and does not call it in "
+                "evaluation: an adapter there would be lost. Leave it out with exclude_modules."
+            )
+        if path.endswith(saved):
+            raise TargetError(
+                f"Module {path!r} is a target and would be trained fully as well: PEFT trains every module whose name ends with one of "
+                f"{sorted(saved)} (modules_to_save and the head of the task). Leave it out of target_modules."
+            )
+        twice = [name for name in names[module] if name.rpartition(".")[0] != parent and not _same(model, name, path)]
+        if twice:
+            raise TargetError(
+                f"Module {path!r} is also {twice[0]!r}: an adapter under one of its names would not be used under the other. "
+                "Give the model two modules, or leave both out with exclude_modules."
+            )
+
+
+def _same(model: nn.Module, one: str, other: str) -> bool:
+    """Whether two names of one module lead through one parent, so that a module put there is found by both."""
+    first, second = one.rpartition("."), other.rpartition(".")
+    return first[2] == second[2] and model.get_submodule(first[0]) is model.get_submodule(second[0])
 
 
 def _known(config: ParingConfig, model: nn.Module) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 
-_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,13 @@ class Adapter:
     def __post_init__(self) -> None:
         for path, factors in self.modules.items():
             if not _PATH.fullmatch(path):
-                raise AdapterError(f"Module path {path!r} is not a dotted name of letters, digits and underscores.")
+                raise AdapterError(f"Module path {path!r} is not a dotted name of letters, digits, underscores and hyphens.")
             tensors = [factors.a, factors.b] + ([] if factors.gate is None else [factors.gate])
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
                 raise AdapterError(f"Module {path!r} holds NaN or infinity; the run that wrote it diverged.")
         for name, tensor in self.heads.items():
             if not _PATH.fullmatch(name):
-                raise AdapterError(f"Head tensor {name!r} is not a dotted name of letters, digits and underscores.")
+                raise AdapterError(f"Head tensor {name!r} is not a dotted name of letters, digits, underscores and hyphens.")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
         # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.

@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from paring.core.errors import AdapterError
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor without its graph, and in one piece if it is sharded (FSDP2): every process must ask at once then."""
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import regex  # type: ignore[import-untyped]
@@ -81,16 +81,77 @@ class Expression:
             return self._clock.left()  # which raises
 
 
+def ends(name: str) -> Iterator[str]:
+    """The name, and what is left of it after each dot.
+
+    >>> list(ends("layer.1.fc"))
+    ['layer.1.fc', '1.fc', 'fc']
+    """
+    yield name
+    for place, letter in enumerate(name):
+        if letter == ".":
+            yield name[place + 1 :]
+
+
+def blank(name: str, places: Iterable[int]) -> str:
+    """The name with a dot at each of the places, where a key has a dot and so takes any character."""
+    letters = list(name)
+    for place in places:
+        letters[place] = "."
+    return "".join(letters)
+
+
 class Keys:
     """The keys of ``rank_pattern`` or ``alpha_pattern``: the first that matches a name wins.
+
+    Plain names, of which there may be thousands, are looked up; only what else there is is matched one after another.
 
     Raises:
         AdapterError: a key is not a regular expression.
     """
 
     def __init__(self, keys: Iterable[str], clock: Clock) -> None:
-        self._keys = [(key, Expression(key, r"(.*\.)?(", r")$", clock)) for key in keys]
+        self._keys = list(keys)
+        self._whole: dict[str, int] = {}
+        # By length and the places of the dots: with these blanked out, the end of a name that matches equals the key.
+        self._ends: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        self._others: list[tuple[int, Expression]] = []
+        for order, key in enumerate(self._keys):
+            body = key.removeprefix("^").removesuffix("$")
+            if len(key) > LONGEST or _PLAIN.fullmatch(key) is None or not body or (key.startswith("^") and "." in body.replace("\\.", "")):
+                self._others.append((order, Expression(key, r"(.*\.)?(", r")$", clock)))
+            elif key.startswith("^"):
+                self._whole.setdefault(body.replace("\\", ""), order)
+            else:
+                text, dots = _read(body)
+                self._ends.setdefault(len(text), {}).setdefault(dots, {}).setdefault(text, order)
 
     def first(self, name: str) -> str | None:
         """The key that decides for ``name``; ``None`` if none matches."""
-        return next((key for key, expression in self._keys if expression.match(name) is not None), None)
+        found = [self._whole[name]] if name in self._whole else []
+        for end in ends(name):
+            for dots, keys in self._ends.get(len(end), {}).items():
+                order = keys.get(blank(end, dots))
+                if order is not None:
+                    found.append(order)
+        best = min(found, default=len(self._keys))
+        for order, expression in self._others:
+            if order < best and expression.match(name) is not None:
+                best = order
+        return self._keys[best] if best < len(self._keys) else None
+
+
+def _read(body: str) -> tuple[str, tuple[int, ...]]:
+    """A plain key's letters, and the places where it takes any character: its dots that are not escaped."""
+    letters: list[str] = []
+    dots: list[int] = []
+    escaped = False
+    for letter in body:
+        if letter == "\\" and not escaped:
+            escaped = True
+            continue
+        if letter == "." and not escaped:
+            dots.append(len(letters))
+        letters.append(letter)
+        escaped = False
+    return "".join(letters), tuple(dots)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paring.core.errors import ExportError, OutputExistsError
-from paring.exchange.layout import CONFIG, OWN_FILES, SIDE
+from paring.exchange.layout import OWN_FILES, SIDE
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     """
     # A link's target is what gets replaced, not the link.
     folder = folder.resolve()
+    _restore(folder)
     _check(folder, overwrite)
     token = secrets.token_hex(4)
     fresh = folder.with_name(f".{folder.name}.{token}.new")
@@ -60,6 +62,14 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _restore(folder: Path) -> None:
+    """Give a folder its name back that had stepped aside when an earlier export was killed."""
+    if not folder.exists() and folder.parent.is_dir():
+        aside = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.old"), key=lambda path: path.stat().st_mtime)
+        if aside:
+            aside[-1].rename(folder)
+
+
 def store(path: Path, data: bytes) -> None:
     """Write one file and wait until the disk has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +90,8 @@ def _check(folder: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or ask for it to be overwritten.")
     # Replacing a folder deletes what is in it, so only what an export put there may be in it.
-    foreign = [name for name in entries if name not in _written(folder)] if CONFIG in entries else entries
+    written = _written(folder)
+    foreign = [name for name in entries if name not in written]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise OutputExistsError(
@@ -90,19 +101,20 @@ def _check(folder: Path, overwrite: bool) -> None:
 
 
 def _written(folder: Path) -> frozenset[str]:
-    """The files that the export in this folder wrote, by its own account."""
+    """The files that the export in this folder wrote, by its own account; without one, none (a checkpoint has a configuration too)."""
     try:
         listed = json.loads((folder / SIDE).read_text(encoding="utf-8"))["files"]
         return OWN_FILES | {str(name) for name in listed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return OWN_FILES
+        return frozenset()
 
 
 def _sync(folder: Path) -> None:
-    """Make the folder's own entries durable, where the system can (Windows cannot open folders)."""
+    """Make the folder's own entries durable, where the system can: Windows cannot open folders, some network disks cannot sync them."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from paring.core.errors import ExportError
-
-IMPLIED = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
-"""Heads that PEFT adds to ``modules_to_save`` by itself, by task type (peft 0.20 to 0.21, peft_model.py, read)."""
+from paring.core.heads import IMPLIED
 
 
 def owner(tensor: str, entries: Iterable[str]) -> str | None:

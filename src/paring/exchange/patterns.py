@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from paring.core.adapter import natural
 from paring.core.errors import ExportError, near
-from paring.exchange.expressions import Clock, Expression, Keys
+from paring.exchange.expressions import Clock, Expression, Keys, blank, ends
 
 
 class Selection:
@@ -85,12 +85,12 @@ class _Ends:
     def __init__(self, entries: Iterable[str] | str, clock: Clock) -> None:
         self._expression = Expression(entries, "(?:", r")\Z", clock) if isinstance(entries, str) and entries else None
         names = () if isinstance(entries, str) else tuple(entries)
-        self._names, self._ends = frozenset(names), tuple(f".{name}" for name in names)
+        self._names = frozenset(names)
 
     def match(self, name: str) -> bool:
         if self._expression is not None:
             return self._expression.match(name) is not None
-        return name in self._names or name.endswith(self._ends)
+        return any(end in self._names for end in ends(name))
 
     def exact(self, name: str) -> bool:
         """Found without looking at layers: an expression for whole names, or the whole name."""
@@ -130,7 +130,8 @@ def plan(ranks: Mapping[str, int], names: Iterable[str] | None, modules_to_save:
                 f"Module {path!r} of the adapter is not in the model.{near(path, known)} Export with the model it was trained on."
             )
     targets = _targets(ranks, known, whole=names is None)
-    hit = [name for name in known if name not in ranks and _Ends(targets, Clock()).match(name)]
+    matcher = _Ends(targets, Clock())
+    hit = [name for name in known if name not in ranks and matcher.match(name)]
     excluded = "|".join(re.escape(name) for name in hit) or None
     unclear = ambiguous(ranks)
     keys = {(f"^{re.escape(path)}" if path in unclear else path): rank for path, rank in ranks.items()}
@@ -182,23 +183,18 @@ def ambiguous(names: Iterable[str]) -> set[str]:
     ['fc']
     """
     names = list(names)
-    ends: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    found_ends: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for name in names:
-        parts = name.split(".")
-        for start in range(len(parts)):
-            end = ".".join(parts[start:])
-            ends[len(end)].append((end, name))
+        for end in ends(name):
+            found_ends[len(end)].append((end, name))
     # Keys of one length with dots in the same places are looked up together: blank those places out, and equal means a match.
     alike: dict[tuple[int, tuple[int, ...]], set[str]] = defaultdict(set)
     for name in names:
         alike[len(name), tuple(place for place, letter in enumerate(name) if letter == ".")].add(name)
     found: set[str] = set()
     for (length, dots), keys in alike.items():
-        for end, owner in ends[length]:
-            letters = list(end)
-            for place in dots:
-                letters[place] = "."
-            key = "".join(letters)
+        for end, owner in found_ends[length]:
+            key = blank(end, dots)
             if key in keys and key != owner:
                 found.add(key)
     return found

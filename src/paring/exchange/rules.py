@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paring.core.errors import AdapterError
+from paring.core.heads import IMPLIED
 from paring.exchange import settings
 from paring.exchange.contents import Applied, Complaint, Contents, Verdict
 from paring.exchange.expressions import Clock
-from paring.exchange.heads import IMPLIED
 
 UNIFORM = "Read the adapter and write it again with layout='uniform'."
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

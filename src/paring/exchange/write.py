@@ -27,9 +27,10 @@ from paring.core.adapter import Adapter
 from paring.core.coding import choice, positive_int
 from paring.core.errors import ExportError, SettingError, near
 from paring.core.factors import Factors
+from paring.core.heads import IMPLIED
 from paring.exchange.card import TASKS, model_card
 from paring.exchange.folder import replacing, store
-from paring.exchange.heads import IMPLIED, modules_to_save
+from paring.exchange.heads import modules_to_save
 from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, WEIGHTS, Layout, factor_key
 from paring.exchange.patterns import Plan, plan
 from paring.exchange.tensors import Entry, save

@@ -64,6 +64,7 @@ class LoRA(Method):
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""
         check_rank(self.rank, shape)
+        self.init.check(shape, self.rank)
 
     def slot(self, shape: Shape, generator: torch.Generator) -> LowRank:
         """Two factors, no gate."""

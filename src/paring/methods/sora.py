@@ -131,6 +131,7 @@ class SoRA(Method):
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size, and gates that would change an adapter to start from."""
         check_rank(self.rank, shape)
+        self.init.check(shape, self.rank)
         if isinstance(self.init, FromAdapter) and self.gates != "ones":
             raise SettingError(
                 f"gates={self.gates!r} would change the update that the adapter has learned; start from it with gates='ones'."

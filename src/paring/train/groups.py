@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -51,6 +52,7 @@ def parameter_groups(
     weight_decay: float = 0.0,
     adapter: str | None = None,
     no_decay: Sequence[str] = NO_DECAY,
+    betas: Sequence[float] = (0.9, 0.999),
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in a group that steps it as its method asks.
 
@@ -63,6 +65,7 @@ def parameter_groups(
         weight_decay: of factors and heads, but for biases and norms; gates get none.
         adapter: leave out the parameters of the other adapters; ``None`` takes all that are trainable.
         no_decay: regular expressions, searched in the lower-cased name, of what takes no weight decay.
+        betas: the optimizer's own betas, of which a method may change the second one for its gates.
 
     Returns:
         Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, or "gate"), a ``name``:
@@ -88,7 +91,7 @@ def parameter_groups(
     # Factors first: what is logged as "the learning rate" is the first group's.
     order = sorted(found, key=lambda key: (key[1] is not Role.FACTOR, key[0]))
     return [
-        {"params": found[key], "lr": _own(lr, key[2]), "weight_decay": key[3], "role": key[1].value, "name": key[0], **_betas(key[2])}
+        {"params": found[key], "lr": _own(lr, key[2]), "weight_decay": key[3], "role": key[1].value, "name": key[0], **_betas(key[2], betas)}
         for key in order
     ]
 
@@ -118,7 +121,8 @@ def create_optimizer(
         StepError: the optimizer takes no vectors (Muon) or no groups (LBFGS), or its rate is not the length of its step.
         TargetError: as :func:`parameter_groups`.
     """
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter)
+    betas = kwargs.get("betas", _default(optimizer_class, "betas"))
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter, **({} if betas is None else {"betas": betas}))
     build: Callable[..., Optimizer] = optimizer_class
     try:
         optimizer = build(groups, lr=lr, **kwargs)
@@ -168,7 +172,7 @@ def separate(optimizer: Optimizer, model: nn.Module) -> None:
             if rate.decay is not None:
                 changed["weight_decay"] = rate.decay
             if "betas" in settings:
-                changed |= _betas(rate, settings["betas"][0])
+                changed |= _betas(rate, settings["betas"])
             if group["params"]:
                 optimizer.add_param_group(changed)
             else:
@@ -182,6 +186,15 @@ def _own(lr: float | Tensor, rate: Rate) -> float | Tensor:
     return lr * rate.multiple if rate.fixed is None else rate.fixed
 
 
-def _betas(rate: Rate, first: float = 0.9) -> dict[str, tuple[float, float]]:
-    """Adam's betas for a role that asks for a memory of its own; other optimizers leave the key unread."""
-    return {} if rate.memory is None else {"betas": (first, rate.memory)}
+def _betas(rate: Rate, betas: Sequence[float]) -> dict[str, tuple[float, ...]]:
+    """The betas with the second one as a role asks for it; optimizers without betas leave the key unread."""
+    return {} if rate.memory is None else {"betas": (betas[0], rate.memory, *betas[2:])}
+
+
+def _default(optimizer_class: Callable[..., Optimizer], name: str) -> Any:
+    """What an optimizer takes for an argument that is not given; ``None`` where its signature does not say."""
+    try:
+        found = inspect.signature(optimizer_class).parameters.get(name)
+    except (TypeError, ValueError):
+        return None
+    return None if found is None or found.default is inspect.Parameter.empty else found.default

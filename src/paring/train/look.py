@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from paring.attach.find import adapters, slots
 from paring.core.errors import TargetError
+from paring.core.factors import whole
 from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
 
@@ -39,11 +40,6 @@ def trained(model: nn.Module) -> dict[str, Slot]:
 def gated(found: Mapping[str, Slot]) -> dict[str, Gated]:
     """Those of the slots that have a trainable gate."""
     return {path: slot for path, slot in found.items() if isinstance(slot, Gated) and slot.gate.requires_grad}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor without its graph, and in one piece if it is sharded."""
-    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def is_finite(found: Iterable[Slot]) -> bool:

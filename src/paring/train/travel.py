@@ -13,10 +13,10 @@ import torch
 from accelerate.scheduler import AcceleratedScheduler
 from torch.optim import Optimizer
 
+from paring.core.factors import whole
 from paring.parts.parameterise.gated import Gated
 from paring.parts.update.proximal import Proximal
 from paring.train.guards import bare, homes
-from paring.train.look import whole
 
 SHARE = 0.01
 """A run whose travel cannot kill this share of the gates prunes nothing worth the name."""

@@ -14,6 +14,13 @@ from paring.parts.shape import Shape
 class Initialiser(Coded):
     """Gives a module's starting factors: ``A`` of shape ``(rank, in)`` and ``B`` of shape ``(out, rank)``, float32, CPU."""
 
+    def check(self, shape: Shape, rank: int) -> None:
+        """Refuse a module that this start does not fit, before any module is touched.
+
+        Raises:
+            AdapterError: names the module and what does not fit.
+        """
+
     @abstractmethod
     def factors(self, shape: Shape, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors of one module.

@@ -34,6 +34,15 @@ class FromAdapter(Initialiser):
     source: str | None = None
     adapter: Adapter | None = field(default=None, metadata={"transient": True}, compare=False, repr=False)
 
+    def check(self, shape: Shape, rank: int) -> None:
+        """Refuse a module that the adapter does not know, or whose shapes or rank do not fit.
+
+        Raises:
+            AdapterError: names the module and what does not fit.
+        """
+        if self.adapter is not None:
+            self._start(self.adapter, shape, rank)
+
     def factors(self, shape: Shape, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors of one module.
 
@@ -48,13 +57,19 @@ class FromAdapter(Initialiser):
                 stacklevel=2,
             )
             return fresh
-        known = self.adapter.modules.get(shape.path)
+        start = self._start(self.adapter, shape, rank).fold()
+        a = torch.cat([start.a.cpu(), fresh.a[start.rank :]])
+        b = torch.cat([start.b.cpu() / scale, fresh.b[:, start.rank :]], dim=1)
+        return Factors(a=a, b=b, scale=scale)
+
+    def _start(self, adapter: Adapter, shape: Shape, rank: int) -> Factors:
+        known = adapter.modules.get(shape.path)
         if known is None:
             raise AdapterError(
                 f"Module {shape.path!r} is targeted, but the adapter to start from has no factors for it."
-                f"{near(shape.path, self.adapter.modules)} Target the modules that the adapter has."
+                f"{near(shape.path, adapter.modules)} Target the modules that the adapter has."
             )
-        start = known.prune().fold()
+        start = known.prune()
         if (start.in_features, start.out_features) != (shape.in_features, shape.out_features):
             raise AdapterError(
                 f"Module {shape.path!r} is {shape.in_features} -> {shape.out_features}, but the adapter's factors are "
@@ -62,6 +77,4 @@ class FromAdapter(Initialiser):
             )
         if start.rank > rank:
             raise AdapterError(f"Module {shape.path!r} has rank {start.rank} in the adapter, above rank={rank}; raise the rank.")
-        a = torch.cat([start.a.cpu(), fresh.a[start.rank :]])
-        b = torch.cat([start.b.cpu() / scale, fresh.b[:, start.rank :]], dim=1)
-        return Factors(a=a, b=b, scale=scale)
+        return start

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from paring.core.errors import StepError
-from paring.core.factors import Factors
+from paring.core.factors import Factors, whole
 from paring.kernels.adapted import adapted_linear
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.low_rank import LowRank
@@ -103,7 +103,7 @@ class Gated(LowRank):
 
     def factors(self) -> Factors:
         """A detached copy of the update, gate included."""
-        return Factors(a=self.A.detach().clone(), b=self.B.detach().clone(), gate=self.gate.detach().clone(), scale=self.scale)
+        return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), gate=whole(self.gate).clone(), scale=self.scale)
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """A and B are factors, the gate is a gate."""

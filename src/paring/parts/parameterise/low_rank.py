@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paring.core.factors import Factors
+from paring.core.factors import Factors, whole
 from paring.kernels.adapted import adapted_linear
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.base import Role, Slot
@@ -58,7 +58,7 @@ class LowRank(Slot):
 
     def factors(self) -> Factors:
         """A detached copy of the update."""
-        return Factors(a=self.A.detach().clone(), b=self.B.detach().clone(), scale=self.scale)
+        return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), scale=self.scale)
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """A and B are factors."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 
 import pytest
@@ -154,3 +156,39 @@ def test_the_first_key_that_matches_wins() -> None:
     assert Keys(["enc.fc", "fc"], Clock()).first("enc.fc") == "enc.fc"
     assert Keys([r".*layer\.[0-3]\..*query"], Clock()).first("layer.2.self.query") is not None
     assert Keys(["layer.1"], Clock()).first("layer.10") is None
+
+
+def test_ten_thousand_modules_are_matched_in_seconds() -> None:
+    """Mixture-of-experts models have that many; a comparison of every name with every pattern would take minutes."""
+    names = [f"model.layers.{layer}.mlp.experts.{expert}.{kind}" for layer in range(27) for expert in range(128) for kind in ("up", "gate", "down")]
+    ranks = {name: 1 + index % 8 for index, name in enumerate(names)}
+    made = plan(ranks, [*names, "model.layers.0.up"])
+    assert len(made.rank_pattern) == len(names)
+    keys = Keys(made.rank_pattern, Clock(0.0))
+    assert all(made.rank_pattern[str(keys.first(name))] == rank for name, rank in ranks.items())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_keys_are_found_as_peft_finds_them(seed: int) -> None:
+    """Against PEFT's own expression, for short names that collide in every way."""
+    draw = random.Random(seed)
+
+    def name() -> str:
+        return ".".join(draw.choice(["a", "b", "ab", "a-b", "1", "_"]) for _ in range(draw.randint(1, 3)))
+
+    def key() -> str:
+        made = name()
+        for change in (
+            lambda text: text.replace(".", r"\."),
+            lambda text: f"^{text}",
+            lambda text: f"{text}$",
+            lambda text: f"{text}|b",
+            lambda text: text.replace("-", r"\-"),
+        ):
+            made = change(made) if draw.random() < 0.2 else made
+        return made
+
+    for _ in range(200):
+        keys, wanted = list(dict.fromkeys(key() for _ in range(draw.randint(1, 4)))), name().replace(".", draw.choice("._"), 1)
+        first = next((entry for entry in keys if re.match(rf"(.*\.)?({entry})$", wanted)), None)
+        assert Keys(keys, Clock()).first(wanted) == first, (keys, wanted)

@@ -200,6 +200,38 @@ def test_overwriting_does_not_delete_what_no_export_wrote(tmp_path: Path) -> Non
         write(adapter({"fc": 2}), home, overwrite=True)
 
 
+def test_overwriting_does_not_delete_a_checkpoint_or_another_tools_adapter(tmp_path: Path) -> None:
+    # Both have PEFT's own file names, and no word of an export.
+    out = write(adapter({"fc": 1}), tmp_path / "out")
+    (out / "paring.json").unlink()
+    before = contents(out)
+    with pytest.raises(OutputExistsError, match="no export wrote"):
+        write(adapter({"fc": 2}), out, overwrite=True)
+    assert contents(out) == before
+
+
+def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def picky(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(folder_module.os, "fsync", picky)
+    assert config_of(write(adapter({"fc": 1}), tmp_path / "out"))["r"] == 1
+
+
+def test_a_folder_that_had_stepped_aside_when_an_export_was_killed_comes_back(tmp_path: Path) -> None:
+    out = write(adapter({"fc": 1}), tmp_path / "out")
+    before = contents(out)
+    out.rename(tmp_path / ".out.0123abcd.old")
+    with pytest.raises(OutputExistsError, match="exists already"):
+        write(adapter({"fc": 2}), out)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     out = write(adapter({"fc": 1}), tmp_path / "real")
     (tmp_path / "link").symlink_to(out)

@@ -48,6 +48,21 @@ def test_gates_have_their_own_rate_and_no_decay(adapted: Make) -> None:
     assert groups["no_decay"]["weight_decay"] == 0.0
 
 
+def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4))
+    assert by_name(create_optimizer(model, lr=1e-3, betas=(0.8, 0.99)).param_groups)["gates"]["betas"] == (0.8, SoRA().gate_memory)
+
+    class Three(AdamW):
+        """Three betas, as AdEMAMix has; the step uses the first two."""
+
+        def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), **settings: Any) -> None:
+            super().__init__(params, lr=lr, betas=betas, **settings)
+
+    groups = by_name(create_optimizer(adapted(SoRA(rank=4)), Three, lr=1e-3).param_groups)
+    assert groups["gates"]["betas"] == (0.7, SoRA().gate_memory, 0.9999)
+    assert groups["decay"]["betas"] == (0.7, 0.999, 0.9999)
+
+
 def test_decay_falls_on_the_parameters_that_trainer_decays(adapted: Make, arguments: Make) -> None:
     model = adapted()
     trainer = Trainer(model=model, args=arguments(weight_decay=0.1))

@@ -1,0 +1,76 @@
+"""One of two processes that train a sharded (FSDP2) model: started by test_sharded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+import paring
+from paring.attach.find import slots
+from paring.methods.sora import SoRA
+from paring.parts.parameterise.gated import Gated
+from paring.train import create_optimizer
+from paring.train.look import tally, trained
+
+
+class Net(nn.Module):
+    """Two adapted linear modules and a trained head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """All three."""
+        return self.head(self.two(torch.relu(self.one(x))))
+
+
+def build(shard: bool) -> nn.Module:
+    """The same model with and without shards."""
+    torch.manual_seed(0)
+    model = paring.adapt(Net(), SoRA(rank=5, penalty=0.9, gate_rate=0.1), target_modules=["one", "two"], modules_to_save=["head"], seed=0)
+    if shard:
+        fully_shard(model)
+    return model
+
+
+def train(model: nn.Module) -> None:
+    """A few steps on the same rows in every process, so that shards and the whole must agree."""
+    optimizer = create_optimizer(model, torch.optim.SGD, lr=0.1)
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    model.train()
+    for _ in range(6):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def main(rank: int, size: int, place: Path) -> None:
+    """Train both, compare, export from all processes at once."""
+    dist.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=size)
+    whole, sharded = build(shard=False), build(shard=True)
+    train(whole)
+    train(sharded)
+    wanted, got = paring.snapshot(whole), paring.snapshot(sharded)
+    assert got.ranks == wanted.ranks == paring.ranks(sharded), (got.ranks, wanted.ranks)
+    assert 0 < sum(got.ranks.values()) < 10, got.ranks
+    assert tally(trained(sharded)).live_ranks == sum(got.ranks.values())
+    for path, factors in wanted.modules.items():
+        torch.testing.assert_close(got.modules[path].materialise(), factors.materialise())
+        assert torch.equal(got.modules[path].gate == 0, factors.gate == 0)
+    for name, tensor in wanted.heads.items():
+        torch.testing.assert_close(got.heads[name], tensor)
+    assert all(isinstance(slot, Gated) and int(slot.steps) == 6 for slot in slots(sharded).values())
+    paring.export(sharded, place / "adapter")
+    dist.barrier()
+    assert paring.read(place / "adapter").ranks == {path: count for path, count in got.ranks.items() if count}
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import paring
 from paring import api
-from paring.core.errors import ExportError
+from paring.core.errors import ExportError, SettingError
 from paring.methods.lora import LoRA
 
 
@@ -95,3 +95,10 @@ def test_a_head_that_is_missing_is_not_accepted() -> None:
     live = paring.snapshot(model())
     with pytest.raises(ExportError, match="lacks the trained head"):
         api._compare(type(live)(modules=live.modules), live, None)
+
+
+def test_padding_to_the_rank_that_an_engine_wants(tmp_path: Path) -> None:
+    read = paring.read(paring.export(model(), tmp_path / "out", layout="uniform", pad_to=8))
+    assert {factors.rank for factors in read.modules.values()} == {8}
+    with pytest.raises(SettingError, match="pad_to=8 needs layout='uniform'"):
+        paring.export(model(), tmp_path / "other", pad_to=8)

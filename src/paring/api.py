@@ -105,6 +105,7 @@ def export(
     *,
     adapter: str = "default",
     layout: Layout = "compact",
+    pad_to: int | None = None,
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
     force: bool = False,
@@ -122,6 +123,7 @@ def export(
         folder: where to; created, never overwritten unless asked.
         adapter: the adapter's name.
         layout: ``"compact"`` (each module its own rank) or ``"uniform"`` (zero-padded to one rank, for engines that need it).
+        pad_to: with ``"uniform"``, the rank to pad to, where an engine wants more than the largest live rank; ``verify`` says which.
         dtype: type of the tensors written; ``None`` keeps that of the trained ones.
         overwrite: replace an existing folder.
         force: export although the proximal step never ran.
@@ -135,6 +137,7 @@ def export(
     Raises:
         ExportError: every gate is zero, the proximal step never ran, or what was written differs from the live model.
         OutputExistsError: the folder exists and ``overwrite`` is False.
+        SettingError: ``pad_to`` without the uniform layout, or below the largest live rank.
     """
     if isinstance(model, AveragedModel):
         raise ExportError(
@@ -159,6 +162,7 @@ def export(
         live,
         folder,
         layout=layout,
+        pad_to=pad_to,
         dtype=dtype,
         overwrite=overwrite,
         module_names=module_names(model),

@@ -16,6 +16,7 @@ class Options:
     checkpoint: str = option("a checkpoint-* folder that `paring train` left", positional=True)
     output_dir: str = option("folder to write; it must not exist", positional=True)
     layout: Layout = option("ragged ranks, or zero-padded to one rank for engines that need it", default="compact")
+    pad_to: int | None = option("with --layout uniform, the rank to pad to; `paring verify` says which engine wants one", default=None)
     export_dtype: DType = option("precision of the tensors; auto keeps the training's", default="auto")
     model_name_or_path: str | None = option("the base model, if it has moved", default=None)
     overwrite: bool = option("replace an earlier export", default=False)
@@ -38,6 +39,7 @@ def run(options: Options) -> int:
         model,
         options.output_dir,
         layout=options.layout,
+        pad_to=options.pad_to,
         dtype=dtype if isinstance(dtype, torch.dtype) else None,
         overwrite=options.overwrite,
         force=options.force,

@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", nargs="+", default=list(LIMITS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="run and log these only; without it, all, and the table")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--size", type=int, default=16, help="batch size")
     parser.add_argument("--log", type=Path, default=RESULTS / "sora-accuracy.jsonl")
@@ -77,13 +78,15 @@ def main() -> None:
         search, fit = data.take(order[:cut]), data.take(order[cut:])
         chosen: dict[str, float] = {}
         finals: dict[str, list[dict[str, Any]]] = {}
-        for name in METHODS:
+        for name in given.methods or METHODS:
             scores = {rate: measured(f"{task}/{name}/search/{rate:g}", task, name, rate, 0, fit, search)["accuracy"] for rate in RATES}
             chosen[name] = max(scores, key=lambda rate: scores[rate])
             finals[name] = [
                 measured(f"{task}/{name}/final/{chosen[name]:g}/{seed}", task, name, chosen[name], seed, data, dev)
                 for seed in range(given.seeds)
             ]
+        if given.methods:
+            continue
         reference = [row["accuracy"] for row in finals["LoRA r 8"]]
         table = {}
         for name, rows in finals.items():
@@ -105,6 +108,8 @@ def main() -> None:
                 f"parameters {row['parameters']:.0f} ({row['share']:.0%})  paired {row['paired_difference_points']:+.2f} points"
             )
         tables[task] = table
+    if given.methods:
+        return
     save(
         "sora-accuracy",
         {"tables": tables, "methods": {k: v.encode() for k, v in METHODS.items()}, "batch": given.size, "epochs": EPOCHS, "rates": RATES},

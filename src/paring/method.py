@@ -34,7 +34,7 @@ class Rate:
         fixed: their learning rate itself, whatever the main one is; ``None`` takes the main one, times ``multiple``.
         multiple: their learning rate as a multiple of the main rate, where it is not fixed.
         decay: their weight decay; ``None`` takes the main one.
-        memory: Adam's second beta for them; ``None`` takes the main one. Optimizers without betas have no use for it.
+        memory: both of Adam's betas for them; ``None`` takes the main ones. Optimizers without betas have no use for it.
     """
 
     fixed: float | None = None

@@ -43,14 +43,14 @@ def test_gates_have_their_own_rate_and_no_decay(adapted: Make) -> None:
     assert list(groups) == ["decay", "no_decay", "gates"]
     assert {id(p) for p in groups["gates"]["params"]} == {id(slot.gate) for slot in slots(model).values()}
     assert (groups["gates"]["lr"], groups["gates"]["weight_decay"], groups["gates"]["role"]) == (7.0, 0.0, "gate")
-    assert groups["gates"]["betas"] == (0.9, 0.95)
+    assert groups["gates"]["betas"] == (0.98, 0.98)
     assert (groups["decay"]["lr"], groups["decay"]["weight_decay"], groups["decay"]["role"]) == (0.5, 0.1, "factor")
     assert groups["no_decay"]["weight_decay"] == 0.0
 
 
 def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
     model = adapted(SoRA(rank=4))
-    assert by_name(create_optimizer(model, lr=1e-3, betas=(0.8, 0.99)).param_groups)["gates"]["betas"] == (0.8, SoRA().gate_memory)
+    assert by_name(create_optimizer(model, lr=1e-3, betas=(0.8, 0.99)).param_groups)["gates"]["betas"] == (0.98, 0.98)
 
     class Three(AdamW):
         """Three betas, as AdEMAMix has; the step uses the first two."""
@@ -59,7 +59,7 @@ def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
             super().__init__(params, lr=lr, betas=betas, **settings)
 
     groups = by_name(create_optimizer(adapted(SoRA(rank=4)), Three, lr=1e-3).param_groups)
-    assert groups["gates"]["betas"] == (0.7, SoRA().gate_memory, 0.9999)
+    assert groups["gates"]["betas"] == (0.98, 0.98, 0.9999)
     assert groups["decay"]["betas"] == (0.7, 0.999, 0.9999)
 
 
@@ -154,7 +154,7 @@ def test_trainer_keeps_its_optimizer_and_gates_get_their_own_group(adapted: Make
     assert type(optimizer) is type(theirs)
     *rest, gates = optimizer.param_groups
     assert (gates["lr"], gates["weight_decay"], gates["role"], gates["name"]) == (7.0, 0.0, "gate", "gates")
-    assert "betas" not in rest[0] or gates["betas"] == (rest[0]["betas"][0], 0.95)
+    assert "betas" not in rest[0] or gates["betas"] == (0.98, 0.98, *rest[0]["betas"][2:])
     for group, before in zip(rest, theirs.param_groups, strict=True):
         assert names_in(ours, group) == names_in(plain, before) - {n for n, _ in ours.named_parameters() if n.endswith(".gate")}
         assert {k: v for k, v in group.items() if k not in ("params", "role")} == {k: v for k, v in before.items() if k != "params"}

@@ -50,9 +50,10 @@ class SoRA(Method):
         gate_rate: the gates' own learning rate; it decides how far a gate can travel. It is a number of its own and no multiple of
             the main rate: gates start at size 1 whatever rate the factors need. ``None`` takes the main rate, as the released code
             does.
-        gate_memory: Adam's second beta for the gates; ``None`` takes the main one. B starts at zero, so the gates' gradients grow
-            from nothing and fall again; with a memory of a thousand steps, as 0.999 has, Adam first moves every gate outwards by
-            more than a rate and later hardly at all, so that what survives hangs on the number of steps.
+        gate_memory: both of Adam's betas for the gates; ``None`` takes the main ones. With the two alike Adam's step is a running
+            mean over its own root mean square, never longer than one rate, and the longer the memory the less of it is chance:
+            with (0.9, 0.999) the gates' gradients, which grow from nothing since B starts at zero, first throw every gate
+            outwards by several rates, and later whole ranks die and come back by chance.
         gates: ``"normal"`` draws them from N(0, 1) as the authors do, ``"ones"`` starts from LoRA itself.
         step_size: ``"rate"`` thresholds at rate x penalty, as the paper has it; ``"constant"`` at the penalty itself, as
             the released code does.
@@ -77,7 +78,7 @@ class SoRA(Method):
             "Where l1 is asked for, its gradient is added right before the optimizer's step, so after gradient clipping.",
             "The later stages of the released schedule run at learning rate 0; paring rebuilds the schedule for each stage.",
             "The released script seems to leave the task head at its random start; paring trains it.",
-            "The gates have a learning rate and a second beta of their own (gate_rate, gate_memory); the released code uses the main ones.",
+            "The gates have a learning rate and betas of their own (gate_rate, gate_memory); the released code uses the main ones.",
         ),
         verified=(
             "forward equals x (W + s B diag(g) A)^T, at the first step only B moves, gradients equal their closed forms",
@@ -94,9 +95,9 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.55
+    penalty: float = 0.25
     gate_rate: float | None = 0.02
-    gate_memory: float | None = 0.95
+    gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"
     operator: Operator = "exact"

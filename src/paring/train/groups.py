@@ -65,7 +65,7 @@ def parameter_groups(
         weight_decay: of factors and heads, but for biases and norms; gates get none.
         adapter: leave out the parameters of the other adapters; ``None`` takes all that are trainable.
         no_decay: regular expressions, searched in the lower-cased name, of what takes no weight decay.
-        betas: the optimizer's own betas, of which a method may change the second one for its gates.
+        betas: the optimizer's own betas, of which a method may change the first two for its gates.
 
     Returns:
         Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, or "gate"), a ``name``:
@@ -187,8 +187,8 @@ def _own(lr: float | Tensor, rate: Rate) -> float | Tensor:
 
 
 def _betas(rate: Rate, betas: Sequence[float]) -> dict[str, tuple[float, ...]]:
-    """The betas with the second one as a role asks for it; optimizers without betas leave the key unread."""
-    return {} if rate.memory is None else {"betas": (betas[0], rate.memory, *betas[2:])}
+    """The betas with the first two as a role asks for them; optimizers without betas leave the key unread."""
+    return {} if rate.memory is None else {"betas": (rate.memory, rate.memory, *betas[2:])}
 
 
 def _default(optimizer_class: Callable[..., Optimizer], name: str) -> Any:

@@ -63,7 +63,14 @@ def main() -> None:
             flops["merge"].append(float(np.median(times["merge"])) * speed / (width * height))
             flops["add"].append(float(np.median(times["add"])) * speed / (rows * height))
         fits = {name: np.polyfit([2 * rank for rank in RANKS], values, 1) for name, values in flops.items()}
-        cell = {"rows": rows, "in": width, "out": height, "weight": float(fits["merge"][1]), "output": float(fits["add"][1]), "flops": flops}
+        cell = {
+            "rows": rows,
+            "in": width,
+            "out": height,
+            "weight": float(fits["merge"][1]),
+            "output": float(fits["add"][1]),
+            "flops": flops,
+        }
         cells.append(cell)
         print(f"{rows} x {width} -> {height}: an entry of W + BA costs {cell['weight']:.0f} + 2r x {fits['merge'][0]:.2f} FLOPs, "
               f"of Y += SB {cell['output']:.0f} + 2r x {fits['add'][0]:.2f}", flush=True)  # fmt: skip

@@ -60,7 +60,9 @@ def test_an_export_that_differs_in_one_module_is_not_written(tmp_path: Path, mon
     def wrong(adapter: Any, *args: Any, **kwargs: Any) -> Path:
         path, factors = next(iter(adapter.modules.items()))
         changed = type(factors)(a=factors.a * 1.001, b=factors.b, gate=factors.gate, scale=factors.scale)
-        return write(type(adapter)(modules={**adapter.modules, path: changed}, heads=adapter.heads, metadata=adapter.metadata), *args, **kwargs)
+        return write(
+            type(adapter)(modules={**adapter.modules, path: changed}, heads=adapter.heads, metadata=adapter.metadata), *args, **kwargs
+        )
 
     monkeypatch.setattr(api, "write", wrong)
     with pytest.raises(ExportError, match="differs from the live model by"):

@@ -125,7 +125,8 @@ def check_rank(rank: int, shape: Shape) -> None:
     if rank > limit:
         raise SettingError(
             f"rank={rank} is above what {shape.path!r} can use: its weight is {shape.out_features} x {shape.in_features}, "
-            f"so its rank is at most {limit}. Lower the rank, or leave the module out with exclude_modules."
+            f"so its rank is at most {limit}. Lower the rank, or leave the module out with exclude_modules; if it is the head of a "
+            "classifier, task_type='SEQ_CLS' trains it fully in place of adapting it."
         )
 
 

@@ -1,6 +1,7 @@
 """The proximal step, taken by itself after each optimizer step: nothing to call, nothing to forget.
 
-A training forward, or a gradient that reaches its gate, marks a gated slot *pending*. The first post-step hook of an optimizer whose groups hold that slot's
+A training forward, or a gradient that reaches its gate, marks a gated slot *pending*. The first post-step hook of an optimizer whose
+groups hold that slot's
 gate applies the slot's proximal step once and clears the mark. One hook for the whole process is installed when the first slot
 is attached; :func:`watch` hooks a single optimizer where the process-wide hook is not wanted, and shares the mark.
 """

@@ -48,7 +48,9 @@ class Identity(nn.Module):
 
 def net(linear: nn.Module | None = None, **settings: Any) -> tuple[nn.Module, ParingLinear]:
     torch.manual_seed(0)
-    model = paring.adapt(Net(nn.Linear(6, 5) if linear is None else linear), SoRA(rank=2, alpha=4, **settings), target_modules=["fc"], seed=0)
+    model = paring.adapt(
+        Net(nn.Linear(6, 5) if linear is None else linear), SoRA(rank=2, alpha=4, **settings), target_modules=["fc"], seed=0
+    )
     found = next(module for module in model.modules() if isinstance(module, ParingLinear))
     slot = found.slot("default")
     assert isinstance(slot, Gated)
@@ -95,7 +97,9 @@ def conv1d() -> Conv1D:
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Linear(6, 5, bias=False), conv1d])
-def test_a_plain_frozen_linear_is_fused(make: Callable[[], nn.Module], calls: list[str], x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_frozen_linear_is_fused(
+    make: Callable[[], nn.Module], calls: list[str], x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model, _ = net(make())
     got = gradients(model, x)
@@ -162,7 +166,9 @@ EXCLUDED = [
 
 
 @pytest.mark.parametrize("change", EXCLUDED)
-def test_what_something_could_tell_is_called(change: Callable[..., None], calls: list[str], x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_something_could_tell_is_called(
+    change: Callable[..., None], calls: list[str], x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, layer = net()
     wanted = gradients(model, x)
     assert calls == ["fused"]

@@ -208,7 +208,18 @@ def test_tampered_adapter_weights(adapter: Path, refused: Refused) -> None:
     tensors = load_file(weights)
     key = next(key for key in tensors if "lora_A" in key)
     save_file({**tensors, key: torch.full_like(tensors[key], float("nan"))}, weights)
+    assert "not the file that was exported" in refused("predict", adapter, "fine")
+    (adapter / "paring.json").unlink()
     assert "NaN" in refused("predict", adapter, "fine")
+
+
+def test_a_few_bytes_changed_inside_the_weights(adapter: Path, refused: Refused) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-40:-36] = b"\x00\x00\x80\x3f"
+    weights.write_bytes(data)
+    for command in (["inspect", adapter], ["verify", adapter], ["predict", adapter, "fine"]):
+        assert "damaged or changed since" in refused(*command)
 
 
 def test_an_adapter_for_another_base(trained: Path, bert: Path, tmp_path: Path, refused: Refused) -> None:
@@ -283,6 +294,100 @@ def test_predicting_nothing(trained: Path, tmp_path: Path, refused: Refused, mon
     assert "no texts" in refused("predict", trained / "adapter")
     (tmp_path / "rows.csv").write_text("\n".join(["words,label", *(f"{text},{label}" for text, label in sentences(3))]), encoding="utf-8")
     assert "'text'" in refused("predict", trained / "adapter", file=tmp_path / "rows.csv")
+
+
+def test_a_model_without_its_tokenizer(flags: dict[str, object], bert: Path, tmp_path: Path, refused: Refused) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(bert / name, bare / name)
+    assert "has no tokenizer" in refused("train", **{**flags, "model_name_or_path": bare})
+
+
+def test_an_encoder_cannot_continue_text(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "plain.tsv").write_text("text\n" + "".join(f"{text}\n" for text, _ in sentences(20)), encoding="utf-8")
+    said = refused("train", **{**flags, "dataset_name": tmp_path / "plain.tsv"})
+    assert "is an encoder (bert)" in said
+    assert "--label_column" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps 0"),
+        ({"max_steps": 0}, "--max_steps 0"),
+        ({"num_train_epochs": 0}, "--num_train_epochs 0"),
+        ({"max_length": 0}, "--max_length 0"),
+        ({"early_stopping_patience": 1, "metric_for_best_model": "acuracy"}, "Did you mean 'accuracy'"),
+    ],
+)
+def test_numbers_and_names_that_would_fail_later(change: dict[str, object], words: str, flags: dict[str, object], refused: Refused) -> None:
+    assert words in refused("train", **{**flags, **change})
+    assert not list(Path(str(flags["output_dir"])).glob("*"))
+
+
+def test_every_gate_at_zero_keeps_the_record(flags: dict[str, object], refused: Refused) -> None:
+    said = refused("train", **{**flags, "penalty": 0.99, "gate_rate": 9.0})
+    assert "No rank is left" in said
+    out = Path(str(flags["output_dir"]))
+    assert json.loads((out / "run.json").read_text())["metrics"]
+    assert (out / "report.html").is_file()
+    assert not (out / "adapter").exists()
+
+
+def test_a_failing_run_that_overwrites_keeps_the_earlier_one(
+    flags: dict[str, object], trained: Path, refused: Refused, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(str(flags["output_dir"]))
+    shutil.copytree(trained, out)
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert run("train", "--overwrite", **{**flags, "learning_rate": 1e30}) == 1
+    assert f"the earlier run are in {out / 'replaced-1'}" in capsys.readouterr().err
+    kept = {path.relative_to(out / "replaced-1"): path.read_bytes() for path in (out / "replaced-1").rglob("*") if path.is_file()}
+    assert {**kept, **{name: data for name, data in before.items() if name.parts[0] == "adapter"}} == before
+    assert all((out / name).read_bytes() == data for name, data in before.items() if name.parts[0] == "adapter")
+    shutil.rmtree(out)
+    shutil.copytree(trained, out)
+    assert run("train", "--overwrite", **flags) == 0
+    assert not list(out.glob("replaced-*")), "a run that succeeds takes the place of the earlier one"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt"])
+def test_resuming_from_a_damaged_checkpoint(name: str, flags: dict[str, object], trained: Path, tmp_path: Path, refused: Refused) -> None:
+    checkpoint = Path(shutil.copytree(trained / "checkpoint-4", tmp_path / "checkpoint-4"))
+    data = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(data[: len(data) // 2])
+    said = refused("train", **flags, resume_from_checkpoint=checkpoint)
+    assert "checkpoint-4" in said
+    assert "damaged" in said
+
+
+def test_resuming_on_other_labels_modules_or_models(
+    flags: dict[str, object], trained: Path, bert: Path, tmp_path: Path, refused: Refused
+) -> None:
+    resume = {"resume_from_checkpoint": trained / "checkpoint-4"}
+    lines = ["text\tlabel", *(f"{text}\t{'ok' if mood == 'good' else mood}" for text, mood in sentences(64))]
+    (tmp_path / "other.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert "names is ('bad', 'ok') but was ('bad', 'good')" in refused(
+        "train", **{**flags, "dataset_name": tmp_path / "other.tsv"}, **resume
+    )
+    assert "trained on other modules" in refused("train", **flags, target_modules="query,value", **resume)
+    other = Path(shutil.copytree(bert, tmp_path / "twin"))
+    assert "the model is" in refused("train", **{**flags, "model_name_or_path": other}, **resume)
+
+
+def test_the_base_model_is_found_from_another_folder(
+    trained: Path, bert: Path, moods: Path, tmp_path: Path, run: Run, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bert.parent)
+    out = tmp_path / "out"
+    assert run("train", **{**TRAIN, "max_steps": 1}, model_name_or_path=bert.name, dataset_name=moods, output_dir=out) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("predict", out / "adapter", "fine") == 0
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    (out / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/gone/away"}))
+    assert "--model_name_or_path" in refused("predict", out / "adapter", "fine")
 
 
 def test_resuming_with_other_settings(trained: Path, bert: Path, moods: Path, tmp_path: Path, refused: Refused) -> None:

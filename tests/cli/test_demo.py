@@ -68,6 +68,7 @@ def test_proof_notices_a_changed_export(trained: Path, bert: Path, moods: Path, 
         weights = Path(job["adapter"]) / "adapter_model.safetensors"
         tensors = load_file(weights)
         save_file({key: value + 0.01 if "classifier.bias" in key else value for key, value in tensors.items()}, weights)
+        (weights.parent / "paring.json").unlink()
         there = load_trained(job["adapter"], device="cpu")
         said = logits(there.joined(), there.tokenizer, [job["texts"]], job["max_length"])
         return {"logits": said, "base": torch.zeros_like(said)}

@@ -160,7 +160,12 @@ def test_the_first_key_that_matches_wins() -> None:
 
 def test_ten_thousand_modules_are_matched_in_seconds() -> None:
     """Mixture-of-experts models have that many; a comparison of every name with every pattern would take minutes."""
-    names = [f"model.layers.{layer}.mlp.experts.{expert}.{kind}" for layer in range(27) for expert in range(128) for kind in ("up", "gate", "down")]
+    names = [
+        f"model.layers.{layer}.mlp.experts.{expert}.{kind}"
+        for layer in range(27)
+        for expert in range(128)
+        for kind in ("up", "gate", "down")
+    ]
     ranks = {name: 1 + index % 8 for index, name in enumerate(names)}
     made = plan(ranks, [*names, "model.layers.0.up"])
     assert len(made.rank_pattern) == len(names)

@@ -16,19 +16,21 @@ from paring.kernels.low_rank import add_low_rank
 from paring.kernels.orders import Order
 
 ORDERS = [Order(merge_forward=f, merge_backward=b) for f, b in itertools.product([False, True], repeat=2)]
-N, I, O, R, SCALE = 6, 5, 4, 2, 2.0
+N, IN, OUT, R, SCALE = 6, 5, 4, 2, 2.0
 
 orders = pytest.mark.parametrize("order", ORDERS, ids=lambda order: f"F{1 + order.merge_forward}B{5 if order.merge_backward else 1}")
 
 
-def tensors(generator: torch.Generator, dtype: torch.dtype = torch.float64, gated: bool = True, shape: tuple[int, ...] = (2, 3)) -> list[Tensor]:
+def tensors(
+    generator: torch.Generator, dtype: torch.dtype = torch.float64, gated: bool = True, shape: tuple[int, ...] = (2, 3)
+) -> list[Tensor]:
     """x, A, B and perhaps a gate, all of which want gradients."""
-    sizes = [(*shape, I), (R, I), (O, R), *([(R,)] if gated else [])]
+    sizes = [(*shape, IN), (R, IN), (OUT, R), *([(R,)] if gated else [])]
     return [torch.randn(size, generator=generator, dtype=dtype).requires_grad_(True) for size in sizes]
 
 
 def base(generator: torch.Generator, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    return torch.randn(O, I, generator=generator, dtype=dtype), torch.randn(O, generator=generator, dtype=dtype)
+    return torch.randn(OUT, IN, generator=generator, dtype=dtype), torch.randn(OUT, generator=generator, dtype=dtype)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -65,7 +67,7 @@ def test_any_leading_dimensions(order: Order, shape: tuple[int, ...], generator:
 @orders
 def test_input_that_is_not_contiguous(order: Order, generator: torch.Generator) -> None:
     (_, a, b, gate), (weight, bias) = tensors(generator), base(generator)
-    x = torch.randn(3, I, 2, generator=generator, dtype=torch.float64).requires_grad_(True)
+    x = torch.randn(3, IN, 2, generator=generator, dtype=torch.float64).requires_grad_(True)
     turned = x.permute(2, 0, 1)
     got = torch.autograd.grad(fused(weight, bias, order)(turned, a, b, gate).square().sum(), [x, a, b, gate])
     wanted = torch.autograd.grad(plain(turned, weight, bias, a, b, gate).square().sum(), [x, a, b, gate])
@@ -142,9 +144,9 @@ def test_checkpointing_gives_the_same_bits(order: Order, reentrant: bool, genera
 @orders
 def test_a_function_that_is_used_twice_adds_its_gradients(order: Order, generator: torch.Generator) -> None:
     _, a, b, gate = tensors(generator)
-    weight = torch.randn(I, I, generator=generator, dtype=torch.float64)
-    wide = torch.randn(I, R, generator=generator, dtype=torch.float64).requires_grad_(True)
-    x = torch.randn(3, I, generator=generator, dtype=torch.float64).requires_grad_(True)
+    weight = torch.randn(IN, IN, generator=generator, dtype=torch.float64)
+    wide = torch.randn(IN, R, generator=generator, dtype=torch.float64).requires_grad_(True)
+    x = torch.randn(3, IN, generator=generator, dtype=torch.float64).requires_grad_(True)
     function = fused(weight, None, order)
     got = torch.autograd.grad(function(function(x, a, wide, gate), a, wide, gate).square().sum(), [x, a, wide, gate])
     once = plain(x, weight, None, a, wide, gate)
@@ -164,7 +166,7 @@ def test_kept_for_the_backward_is_the_input_and_at_most_one_narrow_product(order
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = fused(weight, bias, order)(x, a, b, gate)
     own = {tensor.untyped_storage().data_ptr() for tensor in (weight, bias, a, b, gate)}
-    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * I + (0 if order.merge_forward else N * R))
+    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * IN + (0 if order.merge_forward else N * R))
     assert y.requires_grad
 
 

@@ -55,7 +55,9 @@ def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
     class Three(AdamW):
         """Three betas, as AdEMAMix has; the step uses the first two."""
 
-        def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), **settings: Any) -> None:
+        def __init__(
+            self, params: Any, lr: float = 1e-3, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), **settings: Any
+        ) -> None:
             super().__init__(params, lr=lr, betas=betas, **settings)
 
     groups = by_name(create_optimizer(adapted(SoRA(rank=4)), Three, lr=1e-3).param_groups)

@@ -14,6 +14,15 @@ from paring.attach.peft_type import PARING
 from paring.core.errors import SettingError, near
 from paring.method import Method, decode
 
+LORA = {
+    "r": "SoRA(rank=...)",
+    "lora_alpha": "SoRA(alpha=...)",
+    "lora_dropout": "SoRA(dropout=...)",
+    "use_rslora": "SoRA(scaling='rs')",
+    "init_lora_weights": "SoRA(init=...)",
+}
+"""Where the settings of a LoraConfig went; docs/from-lora-config.md has all of them."""
+
 
 @dataclass
 class ParingConfig(PeftConfig):
@@ -56,6 +65,8 @@ class ParingConfig(PeftConfig):
         known = [item.name for item in dataclasses.fields(cls)]
         for key in kwargs:
             if key not in known:
+                if key in LORA:
+                    raise SettingError(f"{key} is a key of LoraConfig. Here it is a setting of the method: method={LORA[key]}.")
                 raise SettingError(
                     f"Unknown key {key!r} in the adapter's configuration.{near(key, known)} "
                     "If a newer release of paring wrote it, upgrade paring."

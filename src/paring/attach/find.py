@@ -18,6 +18,7 @@ from paring.core.factors import whole
 from paring.method import Method
 from paring.parts.parameterise.base import Slot
 
+
 def root(model: nn.Module) -> nn.Module:
     """The base model with the adapted modules in it, whatever is wrapped around it: PEFT, DDP, ``torch.compile``."""
     model = extract_model_from_parallel(model, keep_fp32_wrapper=True, keep_torch_compile=False)

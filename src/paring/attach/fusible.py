@@ -18,16 +18,22 @@ def fusible(base: nn.Module, slot: Slot, x: Tensor) -> bool:
     hooked it or the slot (a user, accelerate, DeepSpeed); the types are those of the products. Under a transform of ``torch.func``, and
     where a compiler traces (it fuses the plain operations itself), both are called.
     """
-    if type(base) is not nn.Linear and type(base) is not Conv1D:
+    if type(base) not in (nn.Linear, Conv1D) or type(x) not in (Tensor, nn.Parameter):
         return False
-    weight, bias = base.weight, base.bias
-    if not (_frozen(weight) and (bias is None or _frozen(bias)) and type(x) in (Tensor, nn.Parameter)):
+    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _touched(base) or _touched(slot):
         return False
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _touched(base) or _touched(slot) or _has_any_global_hook():
+    weight, bias = tensors(base)
+    if _has_any_global_hook() or not _frozen(weight) or not (bias is None or _frozen(bias)):  # type: ignore[no-untyped-call]
         return False
     if torch.is_autocast_enabled(x.device.type):
         return torch.float64 not in (x.dtype, weight.dtype) and slot.fuses(None)
     return x.dtype == weight.dtype and slot.fuses(x.dtype)
+
+
+def tensors(base: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight, as it is stored, and bias of an ``nn.Linear`` or a Conv1D."""
+    assert isinstance(base, nn.Linear | Conv1D)
+    return base.weight, base.bias
 
 
 def _frozen(parameter: Tensor) -> bool:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-
 from transformers.pytorch_utils import Conv1D
 
-from paring.attach.fusible import fusible
+from paring.attach.fusible import fusible, tensors
 from paring.attach.shapes import plain_weight, promoted
 from paring.core.errors import TargetError
 from paring.parts.parameterise.base import Role, Slot
@@ -74,8 +73,8 @@ class ParingLinear(nn.Module, BaseTunerLayer):
             slot = self.paring_slot[active[0]]
             assert isinstance(slot, Slot)
             if fusible(self.base_layer, slot, x):
-                weight = self.base_layer.weight
-                return slot.fused(x, weight.t() if isinstance(self.base_layer, Conv1D) else weight, self.base_layer.bias)
+                weight, bias = tensors(self.base_layer)
+                return slot.fused(x, weight.t() if isinstance(self.base_layer, Conv1D) else weight, bias)
         y = self.base_layer(x, *args, **kwargs)
         for name in active:
             y = self.paring_slot[name](y, x)

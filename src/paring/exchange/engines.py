@@ -16,6 +16,7 @@ from paring.exchange import rules, settings
 from paring.exchange.compare import probes, response
 from paring.exchange.contents import Applied, Contents, Level, Verdict
 from paring.exchange.layout import CONFIG, SIDE, WEIGHTS, factor_key, split_key
+from paring.exchange.provenance import Provenance
 from paring.exchange.tensors import opened
 
 
@@ -80,13 +81,15 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
         Findings in the order of ``engines``; at least one for each.
 
     Raises:
-        AdapterError: the folder cannot be read at all.
+        AdapterError: the folder cannot be read at all, or its weights are not those that were exported.
     """
     folder = Path(folder)
     config = settings.load(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         settings.refuse(config)
     with opened(folder / WEIGHTS) as file:
+        if (folder / SIDE).is_file():
+            Provenance.load(folder / SIDE).check(folder / WEIGHTS)
         targeted = _targeted(folder) if truth is None else set(truth.modules)
         contents = Contents(
             config=config,

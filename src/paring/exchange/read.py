@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from torch import Tensor
@@ -20,11 +17,11 @@ from paring.exchange import settings
 from paring.exchange.expressions import Clock
 from paring.exchange.heads import owner
 from paring.exchange.layout import CONFIG, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, split_key
+from paring.exchange.provenance import Provenance
 from paring.exchange.tensors import FLOATS, Reader, opened
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST = 500
-_WIDEST = 2**31
 _PARTS = {
     "lora_magnitude_vector": "a DoRA magnitude",
     "lora_embedding_": "an adapter of an embedding",
@@ -54,10 +51,11 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
     settings.refuse(config)
     clock = Clock()
     scales, selection, heads = settings.Scales(config, clock), settings.selection(config, clock), settings.heads(config)
-    provenance = _Provenance.load(files.side)
+    provenance = Provenance.load(files.side)
     modules: dict[str, Factors] = {}
     trained: dict[str, Tensor] = {}
     with opened(files.weights) as file:
+        provenance.check(files.weights)
         for key, names in _sorted(file, heads).items():
             if isinstance(names, str):
                 trained[names] = file.tensor(key)
@@ -178,39 +176,3 @@ def _head(key: str, heads: list[str]) -> str:
             f"(modules_to_save: {heads or 'none'}).{near(name, heads)}"
         )
     return name
-
-
-@dataclass(frozen=True)
-class _Provenance:
-    """What an export of paring says beside the adapter."""
-
-    method: Mapping[str, Any] | None = None
-    modules: Mapping[str, Mapping[str, Any]] | None = None
-
-    @classmethod
-    def load(cls, path: Path | None) -> _Provenance:
-        if path is None:
-            return cls()
-        data = settings.load(path)
-        method, modules = data.get("method"), data.get("modules", {})
-        sound = (method is None or isinstance(method, dict)) and isinstance(modules, dict)
-        if not sound or not all(isinstance(module, dict) for module in modules.values()):
-            raise AdapterError(f"{str(path)!r} is not what paring writes; remove it to read the adapter without its provenance.")
-        return cls(method, modules)
-
-    def dead(self, alive: Mapping[str, Factors]) -> dict[str, Factors]:
-        """The modules that training targeted and that have no rank left."""
-        result = {}
-        for path, module in (self.modules or {}).items():
-            if path in alive:
-                continue
-            if module.get("live_rank") != 0:
-                rank = module.get("live_rank")
-                raise AdapterError(
-                    f"{SIDE} lists module {path!r} with rank {rank!r}, but {WEIGHTS} lacks it; the files are of two adapters."
-                )
-            width, height = module.get("in_features"), module.get("out_features")
-            if not isinstance(width, int) or not isinstance(height, int) or not 0 < width < _WIDEST or not 0 < height < _WIDEST:
-                raise AdapterError(f"{SIDE} gives module {path!r} the shape {height!r} x {width!r}; remove it to read without provenance.")
-            result[path] = Factors(a=torch.zeros(0, width), b=torch.zeros(height, 0))
-        return result

@@ -221,7 +221,8 @@ def lorax(contents: Contents) -> Verdict:
     if padded != scales.rank and len({name for _, name in contents.kinds}) > 1:
         message = (
             f"With its SGMV kernels it pads rank {scales.rank} to {padded} and then divides alpha by {padded} in all kinds but the first: "
-            f"{scales.rank / padded:.3g} times the trained update. Export with layout='uniform' and pad_to={padded} (--pad_to), or set DISABLE_SGMV=1."
+            f"{scales.rank / padded:.3g} times the trained update. "
+            f"Export with layout='uniform' and pad_to={padded} (--pad_to), or set DISABLE_SGMV=1."
         )
         complaints.append(Complaint(level="warning", message=message))
     complaints += _no_heads(contents)

@@ -29,7 +29,7 @@ from paring.core.errors import ExportError, SettingError, near
 from paring.core.factors import Factors
 from paring.core.heads import IMPLIED
 from paring.exchange.card import TASKS, model_card
-from paring.exchange.folder import replacing, store
+from paring.exchange.folder import digest, replacing, store
 from paring.exchange.heads import modules_to_save
 from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, WEIGHTS, Layout, factor_key
 from paring.exchange.patterns import Plan, plan
@@ -93,11 +93,12 @@ def write(
         CARD: (card if card is not None else model_card(adapter, command=command)).encode(),
         **extra_files,
     }
-    files[SIDE] = _json(_side(adapter, layout, command, sorted({*OWN_FILES, *extra_files})))
+    side = _side(adapter, layout, command, sorted({*OWN_FILES, *extra_files}))
     with replacing(Path(folder), overwrite) as fresh:
         for name, data in files.items():
             store(fresh / name, data)
         save(list(_entries(adapter, ranks, dtype)), fresh / WEIGHTS)
+        store(fresh / SIDE, _json({**side, "sha256": {WEIGHTS: digest(fresh / WEIGHTS)}}))
         if check is not None:
             check(fresh)
     return Path(folder)

@@ -27,10 +27,10 @@ from paring.kernels.orders import Order, choose
 def adapted_linear(
     x: Float[Tensor, "*batch in"],
     weight: Float[Tensor, "out in"],
-    bias: Float[Tensor, "out"] | None,
+    bias: Float[Tensor, out] | None,
     a: Float[Tensor, "r in"],
     b: Float[Tensor, "out r"],
-    gate: Float[Tensor, "r"] | None,
+    gate: Float[Tensor, r] | None,
     scale: float,
     order: Order | None = None,
 ) -> Float[Tensor, "*batch out"]:
@@ -55,7 +55,7 @@ def adapted_linear(
         order = choose(rows, weight.shape[1], weight.shape[0], a.shape[0], dtype=dtype, device=kind)
     # The casts that autocast would make; what is saved is then what was given, so that second derivatives are right too.
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, scale, order)
+    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, scale, order)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -84,7 +84,7 @@ class _Adapted(torch.autograd.Function):
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, gate, inner = ctx.saved_tensors
         need_x, _, _, need_a, need_b, need_gate = ctx.needs_input_grad[:6]
         with torch.autocast(grad.device.type, enabled=False):

@@ -91,7 +91,14 @@ def parameter_groups(
     # Factors first: what is logged as "the learning rate" is the first group's.
     order = sorted(found, key=lambda key: (key[1] is not Role.FACTOR, key[0]))
     return [
-        {"params": found[key], "lr": _own(lr, key[2]), "weight_decay": key[3], "role": key[1].value, "name": key[0], **_betas(key[2], betas)}
+        {
+            "params": found[key],
+            "lr": _own(lr, key[2]),
+            "weight_decay": key[3],
+            "role": key[1].value,
+            "name": key[0],
+            **_betas(key[2], betas),
+        }
         for key in order
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ from paring.cli.data.task import Kind
 
 FIRST = {"classification": "accuracy", "regression": "pearson", "causal-lm": "loss"}
 """The metric that says which model is the best one, by task."""
+
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "classification": ("accuracy", "f1_macro", "matthews", "f1", "loss"),
+    "regression": ("pearson", "spearman", "mse", "loss"),
+    "causal-lm": ("loss", "mean_token_accuracy", "entropy"),
+}
+"""What an evaluation gives, by task (``f1`` where there are two classes)."""
 
 SMALLER_IS_BETTER = frozenset({"loss", "mse", "perplexity"})
 

@@ -16,13 +16,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from paring.cli.data.task import Task
 from paring.cli.run.options import ModelOptions
 from paring.core.errors import SettingError, near
+from paring.core.heads import IMPLIED
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -74,6 +77,10 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     settings = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(name, **settings), name, "tokenizer")
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    wanted = sorted({"tokenizer.json", *tokenizer.vocab_files_names.values()})
+    if Path(name).is_dir() and tokenizer.vocab_files_names and not any((Path(name) / file).is_file() for file in wanted):
+        # transformers makes an empty one then, to which every word is unknown.
+        raise SettingError(f"The folder {name!r} has no tokenizer ({' or '.join(wanted)}); copy the files of the model's own into it.")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise SettingError(f"The tokenizer of {name!r} has neither a padding nor an end token to pad batches with; set its pad_token.")
@@ -87,20 +94,23 @@ def load_base(options: ModelOptions, task: Task, seed: int) -> Base:
     Raises:
         SettingError: nothing loadable there, or no such head for this kind of model.
     """
-    name = options.model_name_or_path
-    check_folder(name)
+    check_folder(options.model_name_or_path)
+    name = place_of(options.model_name_or_path)
     tokenizer = load_tokenizer(name, options.model_revision, options.trust_remote_code)
     common: dict[str, Any] = {
         "revision": options.model_revision,
         "trust_remote_code": options.trust_remote_code,
         "dtype": DTYPES[options.dtype],
         "attn_implementation": options.attn_implementation,
-        "quantization_config": _quantisation(options),
+        "quantization_config": _quantisation(options, task),
     }
     common = {key: value for key, value in common.items() if value is not None}
     torch.manual_seed(seed)  # transformers draws a new head from the default generator
     if task.kind == "causal-lm":
-        model = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, **common), name, "model")
+        settings = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+        check_decoder(loaded(lambda: AutoConfig.from_pretrained(name, **settings), name, "config"), name)
+        model, info = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **common), name, "model")
+        check_loaded(model, info, name)
         return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=False)
     settings = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     config = loaded(lambda: AutoConfig.from_pretrained(name, **settings), name, "config")
@@ -123,13 +133,32 @@ def load_base(options: ModelOptions, task: Task, seed: int) -> Base:
     return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=bool(unset))
 
 
+def place_of(name: str) -> str:
+    """A folder by its whole path, so that what is recorded is found from anywhere; an id of the hub as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def check_decoder(config: PretrainedConfig, name: str) -> None:
+    """Refuse an encoder where text is to be continued: it would load, with a head drawn at random that no adapter carries.
+
+    Raises:
+        SettingError: says what the model is, and what the data lacks for it.
+    """
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not vars(config).get("is_decoder", False):
+        raise SettingError(
+            f"{name!r} is an encoder ({config.model_type}), which cannot be trained to continue text. If the data should be classified, it "
+            "needs a column of labels (--label_column); otherwise give a decoder."
+        )
+
+
 def check_loaded(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
     """Refuse weights of another shape, or missing ones, outside of the head, where transformers would draw them at random.
 
     Raises:
         SettingError: the configuration and the weights do not belong together.
     """
-    body = f"{model.base_model_prefix}."
+    # What a language model lacks is nobody's to train; of a classifier the head may be missing.
+    body = "" if model.can_generate() else f"{model.base_model_prefix}."
     wrong = [key for key in (*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])) if key.startswith(body)]
     # A pooler is drawn anew for many encoders that were trained without one.
     wrong = sorted(key for key in wrong if not key.startswith(f"{body}pooler."))
@@ -145,19 +174,26 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: 
     if options.load_in_4bit or options.load_in_8bit:
         from peft import prepare_model_for_kbit_training
 
-        model = prepare_model_for_kbit_training(model)  # type: ignore[no-untyped-call, unused-ignore]
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[no-untyped-call, unused-ignore]
     return model
 
 
-def _quantisation(options: ModelOptions) -> BitsAndBytesConfig | None:
+def _quantisation(options: ModelOptions, task: Task) -> BitsAndBytesConfig | None:
     if not (options.load_in_4bit or options.load_in_8bit):
         return None
     import bitsandbytes  # noqa: F401  # said in a sentence, if it is not installed, before weights are read
 
+    # A new head has no weights to quantise, and is trained; of a language model transformers itself leaves the output layer out.
+    skipped = None if task.kind == "causal-lm" else [*IMPLIED["SEQ_CLS"], "pre_classifier", "pooler"]
     if options.load_in_4bit:
         compute = torch.bfloat16 if options.dtype in ("auto", "bfloat16") else DTYPES[options.dtype]
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=options.bnb_4bit_quant_type, bnb_4bit_compute_dtype=compute)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=options.bnb_4bit_quant_type,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=skipped,
+        )  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)  # type: ignore[no-untyped-call]
 
 
 def loaded(load: Callable[[], Any], name: str, what: str) -> Any:

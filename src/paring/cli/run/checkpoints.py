@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from paring.cli.data.task import Task
+from paring.cli.run.base import place_of
 from paring.cli.run.output import write_text
 from paring.core.errors import DataError, SettingError, near
 from paring.method import Method
@@ -76,6 +77,40 @@ def check_resume(checkpoint: Path, method: Method) -> None:
     if differing:
         shown = ", ".join(f"{key} is {given.get(key)!r} but was {stored.get(key)!r}" for key in differing)
         raise SettingError(f"{str(checkpoint)!r} was trained with other settings: {shown}. Give the same ones to go on, or start anew.")
+
+
+def check_task(checkpoint: Path, task: Task, base: Mapping[str, Any]) -> None:
+    """Refuse to go on with other labels, columns or another base model than the checkpoint was trained with.
+
+    Raises:
+        SettingError: names what differs.
+    """
+    before, options = read_task(checkpoint)
+    old, new = asdict(before), asdict(task)
+    differing = [f"{key} is {new[key]!r} but was {old[key]!r}" for key in new if old[key] != new[key]]
+    names = [str(options["model_name_or_path"]), str(base["model_name_or_path"])]
+    if len({place_of(name) for name in names}) > 1:
+        differing.append(f"the model is {names[1]!r} but was {names[0]!r}")
+    if differing:
+        raise SettingError(
+            f"{str(checkpoint)!r} was trained on other data or another model: {'; '.join(differing)}. Give the same ones to go on, or "
+            "start anew; to use what it has learned elsewhere, export it and give it as --init_adapter."
+        )
+
+
+def check_targets(checkpoint: Path, targets: Any) -> None:
+    """Refuse to go on with other modules than the checkpoint was trained with.
+
+    Raises:
+        SettingError: names the modules.
+    """
+    stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8")).get("target_modules")
+    old, new = ({value} if isinstance(value, str) else set(value or ()) for value in (stored, targets))
+    if old != new:
+        raise SettingError(
+            f"{str(checkpoint)!r} was trained on other modules: {', '.join(sorted(old ^ new)[:5])} only in one of the two. Give the same "
+            "--target_modules to go on, or start anew."
+        )
 
 
 class TaskFile(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,21 +14,23 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 import paring
+from paring.attach.find import config_of
 from paring.cli.console import INTERRUPTED, say
+from paring.cli.data.metrics import FIRST
 from paring.cli.data.read import held_out_split, read
 from paring.cli.data.task import Task, infer
 from paring.cli.flags import listed
 from paring.cli.run.base import DTYPES, Base, check_folder, load_base
-from paring.cli.run.checkpoints import TaskFile, check_resume, last_checkpoint, resume_point
+from paring.cli.run.checkpoints import TaskFile, check_resume, check_targets, check_task, last_checkpoint, resume_point
 from paring.cli.run.interrupt import Interruption
 from paring.cli.run.options import DataOptions, TrainOptions
-from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, clear, write_text
+from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, set_aside, write_text
 from paring.cli.run.progress import Bar
 from paring.cli.run.trainer import Rows, make_trainer
-from paring.core.errors import DataError, SettingError
+from paring.core.errors import DataError, ExportError, ParingError, SettingError
 from paring.core.records import RunRecord
 from paring.method import Method
 from paring.train import Recorder
@@ -63,6 +66,17 @@ class Stopped:
     status: int = INTERRUPTED
 
 
+class Begun(TrainerCallback):
+    """Knows whether training has begun; what fails before that is the checkpoint that is resumed from."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The checkpoint has been read."""
+        self.begun = True
+
+
 def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopped:
     """Train, export and report.
 
@@ -90,6 +104,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         label=data.label_column,
         names=listed(data.label_names),
     )
+    if resume is not None:
+        check_task(resume, task, asdict(options.model))
     rows, held_out, origin = split(rows, data, options.training.seed)
     say(f"task: {task.describe()} (--task, --text_columns and --label_column say otherwise)")
     say(f"data: {len(rows)} rows to train on, {len(held_out) if held_out is not None else 'none'} to evaluate on")
@@ -106,6 +122,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         task_type=task.task_type,
         seed=options.training.seed,
     )
+    if resume is not None:
+        check_targets(resume, config_of(model).target_modules)
     # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.
     model.peft_config["default"].revision = vars(base.model.config).get("_commit_hash") or options.model.model_revision
     recorder = Recorder()
@@ -114,10 +132,16 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     callbacks = [recorder, bar, TaskFile(task, asdict(options.model))]
     trainer = make_trainer(options, task, base, model, Rows(train=rows, held_out=held_out, origin=origin), callbacks)
     _describe(trainer, model, method, base, total)
+    earlier: Path | None = None
     if options.output.overwrite and resume is None and folder.is_dir() and trainer.is_world_process_zero():
-        # The exported adapter is replaced when the new one is complete; nothing was removed while the run could still fail to start.
-        clear(folder)
-    stopped = _train(trainer, bar, resume, command)
+        # The exported adapter is replaced when the new one is complete; the rest is deleted then, and not while the run may still fail.
+        earlier = set_aside(folder)
+    try:
+        stopped = _train(trainer, bar, resume, command)
+    except BaseException:
+        if earlier is not None:
+            say(f"paring: the files of the earlier run are in {earlier}")
+        raise
     if stopped is not None:
         return stopped
     metrics = _metrics(trainer, task)
@@ -129,7 +153,9 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     if not trainer.is_world_process_zero():
         record = recorder.record(model, title="", command=command, seed=options.training.seed, settings=settings, metrics=metrics)
         return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
-    record = _export(options, model, base, recorder, command, metrics, settings)
+    record = _export(options, model, base, recorder, command, metrics, settings, main=FIRST[task.kind])
+    if earlier is not None:
+        shutil.rmtree(earlier)
     return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
 
 
@@ -203,13 +229,25 @@ def _train(trainer: Trainer, bar: Bar, resume: Path | None, command: str) -> Sto
     trainer.add_callback(interruption)
     if resume is not None:
         say(f"resuming from {resume}")
-    stopped = False
+    begun, stopped = Begun(), False
+    trainer.add_callback(begun)
     try:
         with interruption:
             trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         stopped = interruption.asked and trainer.state.global_step < trainer.state.max_steps
     except KeyboardInterrupt:
         stopped = True
+    except (ParingError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if resume is None or begun.begun:
+            raise
+        # Nothing has run yet but reading the checkpoint; torch, safetensors and pickle each have errors of their own.
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise SettingError(
+            f"The checkpoint {str(resume)!r} cannot be read, or does not fit the model ({said}). "
+            "It is damaged, or from another run: use another checkpoint-* folder of this one, or start anew."
+        ) from error
     finally:
         bar.stop()
     if not stopped:
@@ -249,19 +287,29 @@ def _export(
     command: str,
     metrics: Mapping[str, float],
     settings: Mapping[str, Any],
+    main: str,
 ) -> RunRecord:
+    """Export, and write the record and the report; these two also if there is nothing to export, since they say why.
+
+    Raises:
+        ExportError: no rank is left, or the disk is full.
+    """
     folder = Path(options.output.output_dir)
     dtype = DTYPES[options.output.export_dtype]
-    adapter = paring.export(
-        model,
-        folder / ADAPTER,
-        layout=options.output.layout,
-        dtype=dtype if isinstance(dtype, torch.dtype) else None,
-        overwrite=options.output.overwrite or options.output.resume_from_checkpoint is not None,
-        tokenizer=base.tokenizer,
-        command=command,
-        metrics=metrics,
-    )
+    adapter, failed = None, None
+    try:
+        adapter = paring.export(
+            model,
+            folder / ADAPTER,
+            layout=options.output.layout,
+            dtype=dtype if isinstance(dtype, torch.dtype) else None,
+            overwrite=options.output.overwrite or options.output.resume_from_checkpoint is not None,
+            tokenizer=base.tokenizer,
+            command=command,
+            metrics=metrics,
+        )
+    except ExportError as error:
+        failed = error
     record = recorder.record(
         model,
         title=options.watch.run_name or folder.name or "run",
@@ -269,13 +317,20 @@ def _export(
         seed=options.training.seed,
         settings=settings,
         metrics=metrics,
-        files={file.name: file.stat().st_size for file in sorted(adapter.iterdir()) if file.is_file()},
+        main_metric="perplexity" if "perplexity" in metrics else main if main in metrics else None,
+        files={} if adapter is None else {file.name: file.stat().st_size for file in sorted(adapter.iterdir()) if file.is_file()},
         base_model=options.model.model_name_or_path,
     )
-    write_text(folder / RUN, record.to_json())
-    from paring.report import write_report
+    try:
+        write_text(folder / RUN, record.to_json())
+        from paring.report import write_report
 
-    write_report(record, folder / REPORT, overwrite=True)
+        write_report(record, folder / REPORT, overwrite=True)
+    except OSError:
+        if failed is None:
+            raise
+    if failed is not None:
+        raise failed
     return record
 
 

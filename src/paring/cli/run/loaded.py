@@ -17,7 +17,7 @@ import paring
 from paring.attach.fuse import check_fit
 from paring.attach.register import register
 from paring.cli.data.task import Columns, Kind, Task
-from paring.cli.run.base import DTYPES, Base, check_folder, check_loaded, load_base, load_tokenizer, loaded
+from paring.cli.run.base import DTYPES, Base, check_folder, check_loaded, load_base, load_tokenizer, loaded, place_of
 from paring.cli.run.checkpoints import read_task
 from paring.cli.run.options import DType, ModelOptions
 from paring.cli.run.output import is_checkpoint
@@ -77,7 +77,12 @@ def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto",
     name = base or adapter.metadata.base_model
     if name is None:
         raise SettingError(f"The adapter {source!r} does not say which model it belongs to; give it with --model_name_or_path.")
-    check_folder(name)
+    try:
+        check_folder(name)
+    except SettingError as error:
+        hint = " The adapter names it as its base model; if that has moved, give it with --model_name_or_path." if base is None else ""
+        raise SettingError(f"{error}{hint}") from error
+    name = place_of(name)
     place = torch.device(device) if device else torch.accelerator.current_accelerator() or torch.device("cpu")
     own = Path(source)
     tokenizer = load_tokenizer(source if (own / "tokenizer_config.json").is_file() else name)
@@ -85,7 +90,8 @@ def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto",
     common: dict[str, Any] = {"dtype": DTYPES[dtype], **({"revision": revision} if revision else {})}
     kind = _kind(adapter)
     if kind == "causal-lm":
-        model = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, **common), name, "model")
+        model, info = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **common), name, "model")
+        check_loaded(model, info, name)
         names: tuple[str, ...] = ()
     else:
         config = loaded(lambda: AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {})), name, "config")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -32,13 +31,24 @@ def check_output(folder: Path, *, overwrite: bool, resumes: bool) -> None:
     )
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier run left in the folder, and nothing else."""
-    for item in folder.glob("checkpoint-*"):
-        if item.is_dir() and item.name.rpartition("-")[2].isdigit():
-            shutil.rmtree(item)
-    for name in (RUN, REPORT):
-        (folder / name).unlink(missing_ok=True)
+def set_aside(folder: Path) -> Path | None:
+    """Move what an earlier run left in the folder, and nothing else, into a folder of its own in it.
+
+    Returns:
+        That folder; ``None`` if there was nothing.
+    """
+    found = [item for item in folder.glob("checkpoint-*") if item.is_dir() and item.name.rpartition("-")[2].isdigit()]
+    found += [folder / name for name in (RUN, REPORT) if (folder / name).exists()]
+    if not found:
+        return None
+    number = 1
+    while (folder / f"replaced-{number}").exists():
+        number += 1
+    aside = folder / f"replaced-{number}"
+    aside.mkdir()
+    for item in found:
+        item.rename(aside / item.name)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,11 +1,16 @@
-"""SoRA's defaults over tasks, main rates and step counts: the share of ranks that is left, and what that costs."""
+"""SoRA's defaults over tasks, main rates and step counts: the share of ranks that is left, and what that costs.
+
+Every finished run is a line of a log, so that what was cut off goes on.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
-from environment import save
+from environment import RESULTS, save
 from tasks import accuracy, examples, train
 
 from paring.methods.sora import SoRA
@@ -24,16 +29,26 @@ def main() -> None:
     parser.add_argument("--penalty", type=float)
     parser.add_argument("--gate_rate", type=float)
     parser.add_argument("--name", default="sora-defaults")
+    parser.add_argument("--log", type=Path, default=RESULTS / "sora-defaults.jsonl")
     given = parser.parse_args()
     changed = {key: value for key in ("penalty", "gate_rate") if (value := vars(given)[key]) is not None}
     method = SoRA(rank=8, alpha=16, **changed)
+    done: dict[str, dict[str, Any]] = {}
+    if given.log.exists():
+        done = {row["key"]: row for row in map(json.loads, given.log.read_text().splitlines())}
+    given.log.parent.mkdir(exist_ok=True)
     rows = []
     for task in given.tasks:
         data, held = examples(given.data, task, "train", 8000), examples(given.data, task, "dev")
         for rate in (RATE / 3, RATE, RATE * 3):
             for steps in (STEPS // 2, STEPS, STEPS * 2):
+                key = json.dumps([task, rate, steps, given.seed, given.size, method.encode()], sort_keys=True)
+                if key in done:
+                    rows.append(done[key])
+                    continue
                 run = train(method, data, rate=rate, steps=steps, seed=given.seed, size=given.size, classes=data.classes)
                 row = {
+                    "key": key,
                     "task": task,
                     "rate": rate,
                     "steps": steps,
@@ -43,6 +58,8 @@ def main() -> None:
                     "seconds": round(run.seconds, 1),
                 }
                 rows.append(row)
+                with given.log.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
                 print(
                     f"{task:6} rate {rate:.1e} steps {steps:4d}  live {row['live']:6.1%}  dev {row['dev_accuracy']:.4f}  {run.trajectory}",
                     flush=True,

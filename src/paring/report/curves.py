@@ -25,7 +25,10 @@ _Up = Literal["top", "center", "center_baseline"]
 
 _WIDTH, _HEIGHT = 360.0, 220.0
 _FAR = 1e300  # values beyond are drawn there
+_FLAT = 1e-9  # values that differ by less than this share of their size are one level
 _NICE = [1, 2, 2.5, 5, 10]
+_DIGIT = 7.0  # pixels that a character of a tick's label takes, with room
+_LABEL = 10  # longer labels share an offset
 _MARKED = 40  # up to so many points, each is marked
 _DENSE = 400  # with more points the line is thinner
 _TITLES = {
@@ -165,11 +168,14 @@ def draw(chart: Chart, key: str) -> Drawn:
         key: unique on the page.
     """
     with canvas(_WIDTH, _HEIGHT) as figure:
-        axes = figure.add_axes((50 / _WIDTH, 30 / _HEIGHT, (_WIDTH - 64) / _WIDTH, (_HEIGHT - 42) / _HEIGHT))
+        vertical = _vertical(chart)
+        left = max(50.0, 8 + _DIGIT * max((len(label) for label in vertical.labels), default=0))
+        top = 24 if vertical.offset else 12
+        axes = figure.add_axes((left / _WIDTH, 30 / _HEIGHT, (_WIDTH - left - 14) / _WIDTH, (_HEIGHT - 30 - top) / _HEIGHT))
         axes.set_axis_off()
         for curve in chart.curves:
             _curve(axes, curve)
-        _frame(axes, chart)
+        _frame(axes, chart, vertical)
         svg = themed(figure, key=key, title=chart.title, description=describe(chart))
     single = len(chart.curves) == 1
     # One curve that is called as its chart needs no legend.
@@ -235,32 +241,66 @@ def _curve(axes: Axes, curve: Series) -> None:
         )
 
 
-def _frame(axes: Axes, chart: Chart) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Vertical:
+    """The vertical axis: its ends, its ticks with their labels, and what is to be added to each label (empty: nothing)."""
+
+    bottom: float
+    ceiling: float
+    ticks: tuple[float, ...]
+    labels: tuple[str, ...]
+    offset: str
+
+
+def _vertical(chart: Chart) -> _Vertical:
     values = [_near(value) for curve in chart.curves for _, value in curve.finite]
     if chart.start is not None:
-        axes.axhline(chart.start, color=ink("muted"), linewidth=1, linestyle=(0, (2, 2)))
         values.append(chart.start)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     low = min(low, 0.0) if chart.from_zero else low
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    bottom, ceiling = (low if chart.from_zero and low == 0 else low - pad), high + pad
-    axes.set_ylim(bottom, ceiling)
+    if low == high == 0:
+        bottom, ceiling = 0.0, 1.0
+    else:
+        spread = high - low
+        pad = 0.06 * spread if spread > _FLAT * max(abs(low), abs(high)) else 0.1 * max(abs(low), abs(high))
+        bottom, ceiling = (low if chart.from_zero and low == 0 else low - pad), high + pad
+    ticks = [tick for tick in MaxNLocator(4, steps=_NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling] if values else []
+    labels, offset = _axis_labels(ticks)
+    return _Vertical(bottom=bottom, ceiling=ceiling, ticks=tuple(ticks), labels=tuple(labels), offset=offset)
+
+
+def _frame(axes: Axes, chart: Chart, vertical: _Vertical) -> None:
+    if chart.start is not None:
+        axes.axhline(chart.start, color=ink("muted"), linewidth=1, linestyle=(0, (2, 2)))
+    axes.set_ylim(vertical.bottom, vertical.ceiling)
     steps = [step for curve in chart.curves for step in curve.steps]
     first, last = min(steps), max(steps)
     margin = 0.02 * (last - first) or 1.0
     axes.set_xlim(first - margin, last + margin)
-    across = [tick for tick in MaxNLocator(5, steps=_NICE, integer=True).tick_values(first, last) if first <= tick <= last]
-    up = [tick for tick in MaxNLocator(4, steps=_NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling] if values else []
     # Lines and words in place of matplotlib's axes: these take most of the time and bring nothing else.
-    for tick, label in zip(up, _tick_labels(up), strict=True):
+    for tick, label in zip(vertical.ticks, vertical.labels, strict=True):
         axes.axhline(tick, color=ink("rule"), linewidth=1, zorder=1)
         _write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
-    for tick, label in zip(across, _tick_labels(across), strict=True):
-        _write(axes, (tick, 0), (0, -6), label, axes.get_xaxis_transform(), "center", "top")
-    axes.axhline(bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
+    if vertical.offset:
+        _write(axes, (0, 1), (0, 8), f"add {vertical.offset}", axes.transAxes, "left", "center_baseline")
+    for tick, label in _steps(first, last, axes.bbox.width):
+        # What would stand out of the drawing on the right is moved in.
+        over = axes.transData.transform((tick, 0.0))[0] + _DIGIT * len(label) / 2 - _WIDTH
+        _write(axes, (tick, 0), (min(0.0, -over), -6), label, axes.get_xaxis_transform(), "center", "top")
+    axes.axhline(vertical.bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
     _write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
-    if not values:
+    if not any(curve.finite for curve in chart.curves) and chart.start is None:
         _write(axes, (0.5, 0.5), (0, 0), "no finite value", axes.transAxes, "center", "center")
+
+
+def _steps(first: int, last: int, width: float) -> list[tuple[float, str]]:
+    """Ticks over the steps with their labels: five, or fewer where these would touch."""
+    for most in (5, 4, 3, 2):
+        ticks = [tick for tick in MaxNLocator(most, steps=_NICE, integer=True).tick_values(first, last) if first <= tick <= last]
+        labels = _tick_labels(ticks)
+        if _DIGIT * sum(len(label) + 1 for label in labels) <= width:
+            break
+    return list(zip(ticks, labels, strict=True))
 
 
 def _write(
@@ -280,21 +320,37 @@ def _write(
     )
 
 
+def _axis_labels(ticks: Sequence[float]) -> tuple[list[str], str]:
+    """Labels that fit beside an axis, and what is to be added to each of them; empty where they say it all."""
+    labels = _tick_labels(ticks)
+    if len(ticks) < 2 or max(map(len, labels)) <= _LABEL:
+        return labels, ""
+    unit = 10.0 ** math.ceil(math.log10(ticks[-1] - ticks[0]) - 1e-9)
+    base = math.floor(ticks[0] / unit + 1e-6) * unit
+    decimals = max(0, -round(math.log10(unit)))
+    return _tick_labels([tick - base for tick in ticks]), f"{base:,.{decimals}f}" if abs(base) < 1e13 else _power(base, 0.01 * unit)
+
+
 def _tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Labels of at most six characters or so, all in one unit and with as many decimals as their spacing needs."""
+    """Labels in one unit, with as many decimals as it takes for each to be true."""
     largest = max((abs(tick) for tick in ticks), default=0.0)
     if largest == 0:
         return ["0"] * len(ticks)
+    apart = min((abs(second - first) for first, second in pairwise(ticks) if first != second), default=0.01 * largest)
+    close = 0.01 * apart
+    if largest < 1e-3 or largest >= 1e13:
+        return [_power(tick, close) for tick in ticks]
     scale, unit = next(((scale, unit) for scale, unit in ((1e9, "B"), (1e6, "M"), (1e4, "k")) if largest >= scale), (1.0, ""))
     scale = 1e3 if unit == "k" else scale
-    if largest < 1e-3 or largest >= 1e13:
-        return ["0" if tick == 0 else _power(tick) for tick in ticks]
-    spacing = min((abs(second - first) for first, second in pairwise(ticks)), default=largest) / scale
-    decimals = max(0, min(6, math.ceil(-math.log10(spacing) - 1e-9))) if spacing > 0 else 0
-    decimals += round(spacing * 10**decimals, 6) % 1 > 1e-6
-    return ["0" if tick == 0 else f"{tick / scale:.{decimals}f}{unit}" for tick in ticks]
+    true = (count for count in range(16) if all(abs(round(tick / scale, count) - tick / scale) <= close / scale for tick in ticks))
+    decimals = next(true, 16)
+    return ["0" if abs(tick) <= close else f"{tick / scale:.{decimals}f}{unit}" for tick in ticks]
 
 
-def _power(value: float) -> str:
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+def _power(value: float, close: float) -> str:
+    """A number as ``2.5e-6``, with the digits that bring it as close as that."""
+    if abs(value) <= close:
+        return "0"
+    text = next((text for text in (f"{value:.{digits}e}" for digits in range(17)) if abs(float(text) - value) <= close), f"{value:.16e}")
+    mantissa, exponent = text.split("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -17,8 +17,7 @@ BOOKKEEPING = frozenset(
         "epoch",
         "total_flos",
         "train_loss",
-        "num_tokens",
-        "num_input_tokens_seen",
+        *(f"{part}{name}" for part in ("", "eval_", "test_", "train_") for name in ("num_tokens", "num_input_tokens_seen")),
         *(f"{part}_{cost}" for part in ("eval", "test", "train") for cost in _COSTS),
     }
 )

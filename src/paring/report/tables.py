@@ -25,6 +25,9 @@ from paring.report.words import (
 
 MOST_HISTORY = 200
 
+# Where a record does not say which metric counts: the first of these that is there.
+_TELLING = ("accuracy", "f1_macro", "macro_f1", "f1", "matthews", "pearson", "spearman", "perplexity")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -147,10 +150,12 @@ def metrics_table(record: RunRecord, key: str) -> Table:
 
 
 def metric_keys(record: RunRecord) -> list[str]:
-    """Metrics with the main one first, what a trainer logs about itself last."""
+    """Metrics with the main one first, then those that tell most, the loss late, what a trainer logs about itself last."""
 
     def rank(key: str) -> tuple[bool, int, str]:
-        return (key != record.main_metric, 2 if key in BOOKKEEPING else int("loss" in key), key)
+        name = key.removeprefix("eval_")
+        told = _TELLING.index(name) if name in _TELLING else len(_TELLING)
+        return (key != record.main_metric, len(_TELLING) + 2 if key in BOOKKEEPING else told + int("loss" in name), key)
 
     return sorted(record.metrics, key=rank)
 

@@ -24,6 +24,7 @@ from paring.cli.data.read import held_out_split, read
 from paring.cli.data.task import Task, infer
 from paring.cli.flags import listed
 from paring.cli.run.base import DTYPES, Base, check_folder, load_base
+from paring.cli.run.loaded import labels_of
 from paring.cli.run.checkpoints import TaskFile, check_resume, check_targets, check_task, last_checkpoint, resume_point
 from paring.cli.run.interrupt import Interruption
 from paring.cli.run.options import DataOptions, TrainOptions
@@ -113,6 +114,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     base = load_base(options.model, task, options.training.seed)
     if template is not None:
         base.tokenizer.chat_template = template
+    if options.adapter.init_adapter is not None:
+        take_heads(base, options.adapter.init_adapter, task)
     model = paring.adapt(
         base.model,
         method,
@@ -157,6 +160,23 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     if earlier is not None:
         shutil.rmtree(earlier)
     return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)
+
+
+@torch.no_grad()
+def take_heads(base: Base, source: str, task: Task) -> None:
+    """Begin with the trained heads of the adapter that is started from, where they are for the same labels."""
+    adapter = paring.read(source)
+    if not adapter.heads:
+        return
+    own = dict(base.model.named_parameters())
+    names = tuple(task.id2label.values()) if task.kind == "classification" else ()
+    same = task.kind != "classification" or tuple(labels_of(Path(source), len(names)).values()) == names
+    if not same or any(name not in own or own[name].shape != tensor.shape for name, tensor in adapter.heads.items()):
+        say(f"head: starts anew, since that of {source!r} is for other labels")
+        return
+    for name, tensor in adapter.heads.items():
+        own[name].copy_(tensor)
+    say(f"head: starts as that of {source!r}")
 
 
 def read_template(path: Path) -> str:

@@ -24,9 +24,9 @@ from paring.cli.data.read import held_out_split, read
 from paring.cli.data.task import Task, infer
 from paring.cli.flags import listed
 from paring.cli.run.base import DTYPES, Base, check_folder, load_base
-from paring.cli.run.loaded import labels_of
 from paring.cli.run.checkpoints import TaskFile, check_resume, check_targets, check_task, last_checkpoint, resume_point
 from paring.cli.run.interrupt import Interruption
+from paring.cli.run.loaded import labels_of
 from paring.cli.run.options import DataOptions, TrainOptions
 from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, set_aside, write_text
 from paring.cli.run.progress import Bar

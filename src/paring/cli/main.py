@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import paring
 from paring.cli.commands import COMMANDS
 from paring.cli.console import USAGE, calm, complain, guarded
 from paring.cli.flags import Command, hyphens
-from paring.core.errors import near
+from paring.cli.run.options import AdapterOptions
+from paring.cli.run.settings import flag_name, peek
+from paring.core.errors import ParingError, SettingError, near
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +47,18 @@ def _run(words: Sequence[str]) -> int:
         complain(f"Unknown command {asked!r}.{near(asked, names)} Commands: {', '.join(names)}; see paring --help.")
         return USAGE
     try:
+        for path in _configs(words):
+            _check_config(path)
         parser, flags = _parser(command, words)
         values: Namespace = parser.parse_args(list(words))
     except ArgumentError as error:
         known = sorted({name.lstrip("-") for action in (flags._actions if command else []) for name in action.option_strings})
-        complain(_reworded(str(error), known) + (f" See paring {command.name} --help." if command else " See paring --help."))
+        text = _reworded(str(error), known, words).strip()
+        stop = "" if text.endswith((".", "?", "!")) else "."
+        complain(f"{text}{stop} See paring {command.name} --help." if command else f"{text}{stop} See paring --help.")
+        return USAGE
+    except SettingError as error:  # a configuration that is none, or a method that is not there
+        complain(str(error))
         return USAGE
     except SystemExit as done:  # --help, --version, --print_config
         return done.code if isinstance(done.code, int) else 0
@@ -75,12 +88,50 @@ def _parser(command: Command | None, words: Sequence[str]) -> tuple[ArgumentPars
     return top, chosen
 
 
-def _reworded(text: str, known: Sequence[str]) -> str:
+def _configs(words: Sequence[str]) -> Iterator[Path]:
+    """The files that ``--config`` names."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name = word.removeprefix("--config=") if word.startswith("--config=") else following if word == "--config" else ""
+        if name and Path(name).is_file():
+            yield Path(name)
+
+
+def _check_config(path: Path) -> None:
+    """Refuse what is no YAML mapping, for which parsers have words of their own that do not name the file.
+
+    Raises:
+        SettingError: says which line.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise SettingError(f"--config {str(path)!r} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        said = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise SettingError(
+            f"--config {str(path)!r} is no valid YAML: {said}{where}. Mend that place or the one before it; a file of flags holds "
+            "lines such as `learning_rate: 0.001`."
+        ) from error
+    if not isinstance(content, dict):
+        kinds = {type(None): "nothing", list: "a list"}
+        raise SettingError(
+            f"--config {str(path)!r} holds {kinds.get(type(content), f'only {str(content)[:40]!r}')}, where flags are expected: "
+            "write one a line, as in `learning_rate: 0.001`."
+        )
+
+
+def _reworded(text: str, known: Sequence[str], words: Sequence[str]) -> str:
     """A message of jsonargparse as a sentence about a flag, with near names for an unknown one."""
     unknown = re.search(r"unrecognized arguments: (.*)|does not accept (?:option|nested key) '([^']*)'|Key '([^']*)' is not expected", text)
     if unknown:
         word = next(group for group in unknown.groups() if group)
         flag = word.split()[0].lstrip("-").partition("=")[0]
+        owners = _owners(flag) if "method" in known else []
+        if owners:
+            chosen = peek(words, "method") or AdapterOptions().method
+            return f"--{flag} is a setting of {' and '.join(owners)}, not of {chosen}. Leave it out, or give --method {owners[0]}."
         return f"Unknown flag or key {flag!r}.{near(flag, known)}"
     required = re.search(r"following arguments are required: (.*)", text)
     if required:
@@ -96,6 +147,21 @@ def _reworded(text: str, known: Sequence[str]) -> str:
     if value is None or not expected:
         return f"--{flag}: {wrong[2]}"
     return f"--{flag} {value[1].strip()!r}: expected {' or '.join(dict.fromkeys(expected))}."
+
+
+def _owners(flag: str) -> list[str]:
+    """The methods that have a setting of this flag."""
+    from paring.cli.commands.train import TAKEN
+    from paring.method import load, names
+
+    owners = []
+    for name in names():
+        # A method of another package that cannot be loaded has no part in this.
+        with suppress(ParingError, ImportError):
+            settings = [item.name for item in dataclasses.fields(load(name)) if not item.metadata.get("transient")]
+            if flag in (flag_name(name, setting, TAKEN) for setting in settings):
+                owners.append(name)
+    return owners
 
 
 def _plain(kind: str) -> str:

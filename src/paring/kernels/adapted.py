@@ -24,6 +24,10 @@ from torch import Tensor
 from paring.kernels.orders import Order, choose
 
 
+ALIGNMENT = 64
+"""Bytes, as torch allocates on a CPU."""
+
+
 def adapted_linear(
     x: Float[Tensor, "*batch in"],
     weight: Float[Tensor, "out in"],
@@ -71,7 +75,7 @@ class _Adapted(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
-            down, up = a.to(x.dtype), _weighted(b.t(), gate, scale).to(x.dtype)
+            down, up = _aligned(a.to(x.dtype)), _weighted(b.t(), gate, scale).to(x.dtype)
             inner = None
             if order.merge_forward:
                 y = F.linear(rows, torch.addmm(weight, up.t(), down), bias)
@@ -89,7 +93,7 @@ class _Adapted(torch.autograd.Function):
         need_x, _, _, need_a, need_b, need_gate = ctx.needs_input_grad[:6]
         with torch.autocast(grad.device.type, enabled=False):
             dy, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-            down, up = a.to(x.dtype), b.t().to(x.dtype).contiguous()
+            down, up = _aligned(a.to(x.dtype)), _aligned(b.t().to(x.dtype).contiguous())
             if torch.is_grad_enabled():
                 inner = None  # A second derivative goes through it: it is formed again, from what it depends on.
             dx = da = db = dgate = None
@@ -111,6 +115,11 @@ class _Adapted(torch.autograd.Function):
                 inner = _narrow(rows, down) if inner is None else inner
                 db = _weighted(inner @ dy, gate, ctx.scale).to(b.dtype).t()
         return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor where a BLAS takes the same path as with any fresh one: a factor that lies in a mapped file would round otherwise."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def _weighted(rows: Tensor, gate: Tensor | None, scale: float) -> Tensor:

@@ -25,6 +25,7 @@ _Up = Literal["top", "center", "center_baseline"]
 
 _WIDTH, _HEIGHT = 360.0, 220.0
 _FAR = 1e300  # values beyond are drawn there
+_NOTHING = 1e-290  # values below are drawn as 0
 _FLAT = 1e-9  # values that differ by less than this share of their size are one level
 _NICE = [1, 2, 2.5, 5, 10]
 _DIGIT = 7.0  # pixels that a character of a tick's label takes, with room
@@ -258,7 +259,7 @@ def _vertical(chart: Chart) -> _Vertical:
         values.append(chart.start)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     low = min(low, 0.0) if chart.from_zero else low
-    if low == high == 0:
+    if max(abs(low), abs(high)) < _NOTHING:
         bottom, ceiling = 0.0, 1.0
     else:
         spread = high - low

@@ -128,9 +128,9 @@ def run_options(model: Path, folder: Path, name: str, options: Options) -> Train
         data=DataOptions(dataset_name=str(folder / "data"), max_length=LENGTH),
         adapter=AdapterOptions(method=name),
         training=TrainingOptions(
-            learning_rate=1e-3,
+            learning_rate=2e-3,
             num_train_epochs=options.num_train_epochs,
-            per_device_train_batch_size=32,
+            per_device_train_batch_size=16,
             warmup_steps=0.06,
             # On a CPU without instructions for it bfloat16 is computed in software, at half the speed of float32.
             bf16=quick_bf16(),

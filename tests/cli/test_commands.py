@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import paring
 from paring.cli.commands.inspect import sizes
-from paring.cli.commands.verify import grouped
+from paring.cli.commands.verify import grouped, worded
 from paring.cli.run.loaded import load_checkpoint, load_trained
 from paring.cli.run.outputs import logits
 from paring.exchange.engines import Finding
@@ -105,7 +105,7 @@ def test_full_verification_loads_the_adapter_where_paring_is_not(trained: Path, 
 def test_findings_of_many_modules_become_one_line() -> None:
     same = [Finding(engine="x", level="error", module=name, message="no") for name in ("a", "b")]
     other = Finding(engine="x", level="ok", module=None, message="yes")
-    assert [(item.message, modules) for item, modules in grouped([*same, other])] == [("no", ["a", "b"]), ("yes", [])]
+    assert [worded(group) for group in grouped([*same, other])] == ["a and 1 more like it: no", "yes"]
 
 
 def test_methods_lists_the_registry(run: Run, capsys: Capture) -> None:

@@ -140,3 +140,14 @@ def test_overwriting_replaces_the_run_and_nothing_else(bert: Path, moods: Path, 
     assert run("train", "--overwrite", **{**flags, "max_steps": 1}) == 0
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("flag", ["--load_in_4bit", "--load_in_8bit"])
+def test_a_classifier_on_a_quantised_base(flag: str, bert: Path, moods: Path, tmp_path: Path, run: Callable[..., int]) -> None:
+    # Its new head must stay in full precision: there is nothing to quantise, and it is trained.
+    pytest.importorskip("bitsandbytes")
+    out = tmp_path / "out"
+    flags = {**TRAIN, "max_steps": 2, "model_name_or_path": bert, "dataset_name": moods, "output_dir": out}
+    assert run("train", flag, **flags) == 0
+    assert set(paring.read(out / "adapter").heads) == {"classifier.weight", "classifier.bias"}
+    assert run("predict", out / "adapter", "the film was fine") == 0

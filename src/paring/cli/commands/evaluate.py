@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from paring.cli.flags import listed, option, simple
 from paring.cli.run.options import DType
+from paring.core.errors import DataError, near
+
+if TYPE_CHECKING:
+    from paring.cli.data.task import Task
+    from paring.cli.run.loaded import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,28 +43,69 @@ def run(options: Options) -> int:
     from paring.cli.data.task import columns_for
     from paring.cli.run.arguments import length_limit
     from paring.cli.run.loaded import load_trained
-    from paring.cli.run.outputs import language_scores, logits
+    from paring.cli.run.outputs import check_chat, check_counts, language_scores, logits
 
     calm_libraries()
+    check_counts(max_length=options.max_length, batch_size=options.batch_size)
     split = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config) or "train"
-    rows = read(options.dataset_name, split, options.dataset_config)
+    rows = read(options.dataset_name, split, options.dataset_config, listed(options.text_columns))
     trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
-    found = columns_for(
-        [name for name in rows.column_names if name != ROW], trained.kind, listed(options.text_columns), options.label_column
-    )
+    names = [name for name in rows.column_names if name != ROW]
+    if trained.kind != "causal-lm" and options.label_column is None:
+        _check_labelled(names, trained)
+    found = columns_for(names, trained.kind, listed(options.text_columns), options.label_column)
     task = trained.task(found)
     limit = length_limit(options.max_length, trained.kind, trained.tokenizer.model_max_length, trained.model.config)
     say(f"evaluating {len(rows)} rows: {task.describe()}")
     if trained.kind == "causal-lm":
+        if task.form == "chat" or isinstance(rows[task.texts[0]][0], list):
+            check_chat(trained.tokenizer, options.adapter)
         metrics = language_scores(trained.joined(), for_language(rows, task, trained.tokenizer, "evaluation"), limit)
     else:
         columns, at = columns_of(rows, task, "evaluation"), row_numbers(rows)
+        if trained.kind == "classification":
+            _check_known(task, columns[-1], at)
         labels = labels_of(task, columns[-1], "evaluation", at)
         texts = [texts_of(column, name, "evaluation", at) for column, name in zip(columns, task.texts, strict=False)]
         scores = logits(trained.joined(), trained.tokenizer, texts, limit, options.batch_size)
         metrics = score(trained.kind, scores.numpy(), torch.tensor(labels).numpy())
     print(json.dumps({"rows": len(rows), **metrics}, indent=2))
     return 0
+
+
+def _check_labelled(columns: Sequence[str], trained: Trained) -> None:
+    """Refuse data in which no column can be the label; the sentence of training names a flag that is not there when evaluating.
+
+    Raises:
+        DataError: says what was looked for.
+    """
+    from paring.cli.data.task import LABELS
+
+    if not any(name in columns for name in LABELS):
+        raise DataError(
+            f"The data has no column with labels (looked for {', '.join(LABELS)}), which an adapter for {trained.kind} is scored by; its "
+            f"columns: {', '.join(columns)}. Name it with --label_column."
+        )
+
+
+def _check_known(task: Task, cells: Sequence[Any], rows: Sequence[int]) -> None:
+    """Refuse labels that the adapter was not trained on; it is too late to add them to the training data.
+
+    Raises:
+        DataError: names them.
+    """
+    known = {*task.names, *task.values}
+    unseen: dict[str, int] = {}
+    for row, cell in zip(rows, cells, strict=True):
+        if cell is not None and cell != "" and str(cell) not in known:
+            unseen.setdefault(str(cell), row)
+    if unseen:
+        shown = ", ".join(f"{value!r} (row {row})" for value, row in list(unseen.items())[:5])
+        raise DataError(
+            f"The data has labels that the adapter does not know: {shown}; it knows {', '.join(task.names[:6])}"
+            f"{', ...' if len(task.names) > 6 else ''}.{near(next(iter(unseen)), task.names)} Spell them so, leave these rows out, or name "
+            "another --label_column."
+        )
 
 
 COMMAND = simple("eval", "score an exported adapter on a data set", Options, run)

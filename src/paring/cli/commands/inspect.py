@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from paring.cli.flags import option, simple
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from paring.core.adapter import Adapter
@@ -46,7 +48,13 @@ def run(options: Options) -> int:
     method = (adapter.metadata.method or {}).get("name", "another tool's LoRA")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.adapter}: {method} on {adapter.metadata.base_model or 'an unnamed base model'}", markup=False)
-    console.print(_ranks(adapter))
+    stacks, outside = by_layer(adapter)
+    for before, rows in stacks.items():
+        if len(stacks) > 1:
+            console.print(before, markup=False)
+        _print_ranks(console, rows)
+    for path, rank in outside.items():
+        console.print(f"{path}: rank {rank}", markup=False)
     for line in described(costs):
         console.print(line, markup=False)
     return 0
@@ -102,29 +110,60 @@ def _modules(adapter: Adapter) -> list[dict[str, Any]]:
     ]
 
 
-def _ranks(adapter: Adapter) -> Table:
-    """Ranks by layer (rows) and module in the layer (columns); what lies in no layer comes last, a row each."""
-    from rich.table import Column, Table
-
+def by_layer(adapter: Adapter) -> tuple[dict[str, dict[int, dict[str, int]]], dict[str, int]]:
+    """Ranks by stack of layers, layer and module in the layer, and those of the modules that lie in no layer."""
     from paring.exchange.layout import split_layer
 
-    cells: dict[tuple[str, int], dict[str, int]] = {}
+    stacks: dict[str, dict[int, dict[str, int]]] = {}
     outside: dict[str, int] = {}
     for path, rank in adapter.ranks.items():
         before, index, after = split_layer(path)
         if index is None:
             outside[path] = rank
         else:
-            cells.setdefault((before, index), {})[after] = rank
-    names = list(dict.fromkeys(name for row in cells.values() for name in row))
-    several = len({before for before, _ in cells}) > 1
-    right = [Column(name, justify="right", overflow="fold") for name in (*names, "sum")]
-    table = Table(Column("layer", overflow="fold"), *right)
-    for (before, index), row in cells.items():
-        label = f"{before}.{index}" if several else str(index)
-        table.add_row(label, *(str(row.get(name, "")) for name in names), str(sum(row.values())))
-    for path, rank in outside.items():
-        table.add_row(path, *[""] * len(names), str(rank))
+            stacks.setdefault(before, {}).setdefault(index, {})[after] = rank
+    return stacks, outside
+
+
+def shortest(names: Sequence[str]) -> dict[str, str]:
+    """Each dotted name from as far back as it takes to tell it from the others.
+
+    >>> list(shortest(["self_attn.q_proj", "output.dense", "attention.output.dense"]).values())
+    ['q_proj', 'output.dense', 'attention.output.dense']
+    """
+    short = {}
+    for name in names:
+        parts = name.split(".")
+        ends = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+        alone = (end for end in ends if not any(other != name and f".{other}".endswith(f".{end}") for other in names))
+        short[name] = next(alone, name)
+    return short
+
+
+def _print_ranks(console: Console, rows: dict[int, dict[str, int]]) -> None:
+    """Layers as rows and modules as columns. A heading breaks at dots only; where the screen is too narrow, columns have numbers."""
+    from rich.console import Console
+
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    headings = {name: short.replace(".", ".\n") for name, short in shortest(names).items()}
+    table = _table(rows, headings)
+    wide = console.options.update(max_width=10_000)
+    if console.measure(table, options=wide).maximum > console.width:
+        for number, name in enumerate(names, start=1):
+            console.print(f"({number}) {name}", markup=False)
+        table = _table(rows, {name: f"({number})" for number, name in enumerate(names, start=1)})
+    # On a screen narrower than even that, a line goes on in the next one; rich would cut headings.
+    Console(highlight=False, width=max(console.width, console.measure(table, options=wide).maximum)).print(table)
+
+
+def _table(rows: dict[int, dict[str, int]], headings: dict[str, str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Column, Table
+
+    right = [Column(heading, justify="right", no_wrap=True) for heading in (*headings.values(), "sum")]
+    table = Table(Column("layer", no_wrap=True), *right, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for index, row in rows.items():
+        table.add_row(str(index), *(str(row.get(name, "")) for name in headings), str(sum(row.values())))
     return table
 
 

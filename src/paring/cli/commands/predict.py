@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paring.cli.flags import listed, option, simple
 from paring.cli.run.options import DType
-from paring.core.errors import DataError
+from paring.core.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from paring.cli.run.loaded import Trained
@@ -35,29 +35,58 @@ class Options:
 
 def run(options: Options) -> int:
     """Predict."""
+    from paring.cli.console import calm_libraries
+
+    calm_libraries()
     texts = _texts(options)
     if not texts:
         raise DataError("There are no texts to predict; give them as words on the command line, with --file, or on stdin, one a line.")
-    from paring.cli.console import calm_libraries
     from paring.cli.run.loaded import load_trained
+    from paring.cli.run.outputs import check_counts
 
-    calm_libraries()
+    check_counts(max_length=options.max_length, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
+    if options.chat:
+        _check_chat(options)
     trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
     for line in _lines(trained, texts, options):
         print(json.dumps(line, ensure_ascii=False), flush=True)
     return 0
 
 
+def _check_chat(options: Options) -> None:
+    """What --chat needs, told before the model is loaded: an adapter of a language model, and a chat template.
+
+    Raises:
+        SettingError: one of them is not there.
+    """
+    import paring
+    from paring.cli.run.base import load_tokenizer
+    from paring.cli.run.outputs import check_chat
+
+    metadata = paring.read(options.adapter).metadata
+    if metadata.task_type == "SEQ_CLS":
+        raise SettingError(f"--chat is for language models, and {options.adapter!r} has a head that labels or scores texts; leave it out.")
+    own = (Path(options.adapter) / "tokenizer_config.json").is_file()
+    name = options.adapter if own else options.model_name_or_path or metadata.base_model
+    # Without a base that is there, loading it says so.
+    if name is not None and (own or Path(name).is_dir()):
+        check_chat(load_tokenizer(name), options.adapter)
+
+
 def _texts(options: Options) -> list[tuple[str, ...]]:
     if options.texts:
+        for number, text in enumerate(options.texts, start=1):
+            if not all(part.strip() for part in text.split("\t")):
+                half = " on one side of its tab" if text.strip() else ""
+                raise DataError(f"Text {number} of the command line ({text!r}) is empty{half}; give some words, or leave it out.")
         return [tuple(text.split("\t")) for text in options.texts]
     if options.file is None:
         return [tuple(line.rstrip("\r\n").split("\t")) for line in sys.stdin if line.strip()]
     from paring.cli.data.encode import row_numbers, texts_of
     from paring.cli.data.read import read
 
-    rows = read(options.file, "train")
     columns = listed(options.text_columns) or []
+    rows = read(options.file, "train", texts=columns)
     for name in columns:
         if name not in rows.column_names:
             raise DataError(
@@ -69,10 +98,12 @@ def _texts(options: Options) -> list[tuple[str, ...]]:
 
 def _lines(trained: Trained, texts: Sequence[tuple[str, ...]], options: Options) -> Iterator[dict[str, Any]]:
     from paring.cli.run.arguments import length_limit
-    from paring.cli.run.outputs import continuations, logits
+    from paring.cli.run.outputs import check_chat, continuations, logits
 
     if {len(text) for text in texts} not in ({1}, {2}):
         raise DataError("Give either single texts, or two texts with a tab between them, the same for all.")
+    if options.chat:
+        check_chat(trained.tokenizer, options.adapter)
     model = trained.joined()
     if trained.kind == "causal-lm":
         prompts = [text[0] for text in texts]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,35 +53,44 @@ def run(options: Options) -> int:
 
 
 def _show(findings: list[Finding], chosen: tuple[str, ...]) -> None:
+    """One line a finding; on a terminal it goes on below itself, between words."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("engine", "finding", "", show_lines=False)
-    for item, modules in grouped(findings):
-        color = {"ok": "green", "warning": "yellow", "error": "red"}[item.level]
-        name = f"{item.engine} *" if item.engine in chosen else item.engine
-        table.add_row(name, f"[{color}]{item.level}[/]", escape(_with_modules(item.message, modules)))
-    console = Console(highlight=False)
-    console.print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    colors = {"ok": "green", "warning": "yellow", "error": "red"}
+    names = {item.engine: f"{item.engine} *" if item.engine in chosen else item.engine for item in findings}
+    wide = max(map(len, names.values()), default=0)
+    indent = wide + 2 + max(map(len, colors)) + 2
+    for group in grouped(findings):
+        item = group[0]
+        text = worded(group)
+        if console.is_terminal:
+            text = textwrap.fill(text, max(40, console.width - indent), break_long_words=False, break_on_hyphens=False)
+        level = Text(item.level.ljust(indent - wide - 2), style=colors[item.level])
+        console.print(Text.assemble(names[item.engine].ljust(wide + 2), level, text.replace("\n", "\n" + " " * indent)))
     console.print(f"* decides the status ({', '.join(chosen)}); --engines chooses others", markup=False)
 
 
-def grouped(findings: Sequence[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Findings that say the same of several modules, once, with those modules."""
-    groups: dict[tuple[str, str, str], tuple[Finding, list[str]]] = {}
+# What may differ between sentences that say the same of several modules: names in quotes or with dots, projections, numbers.
+_DETAILS = re.compile(r"'[^']*'|[\w*]+(?:\.[\w*]+)+|\b\w+_proj\b|-?\d[\d.e+-]*")
+
+
+def grouped(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Findings in their order, those of an engine together that say the same but for the module and its numbers."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
     for item in findings:
-        _, modules = groups.setdefault((item.engine, item.level, item.message), (item, []))
-        if item.module is not None:
-            modules.append(item.module)
+        shape = re.sub(r"#(?:, #)+", "#", _DETAILS.sub("#", item.message))
+        groups.setdefault((item.engine, item.level, shape), []).append(item)
     return list(groups.values())
 
 
-def _with_modules(message: str, modules: Sequence[str]) -> str:
-    if not modules:
-        return message
-    more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-    return f"{modules[0]}{more}: {message}"
+def worded(group: Sequence[Finding]) -> str:
+    """One sentence for a group: that of its first finding, and how many are like it."""
+    first, more = group[0], len(group) - 1
+    if first.module is not None:
+        return f"{first.module}{f' and {more} more like it' if more else ''}: {first.message}"
+    return f"{first.message} (And {more} more like it; --json has all.)" if more else first.message
 
 
 def _reload(options: Options) -> float:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Sequence
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 
+from paring.cli.console import say
 from paring.core.errors import DataError, near
 
 BUILDERS = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -21,15 +26,28 @@ ROW = "__row__"
 HELD_OUT = ("validation", "valid", "val", "dev", "test")
 """Names of splits that are evaluated on, the preferred first."""
 
+TEXTS: tuple[str, ...] = (
+    *("text", "sentence", "content", "review", "tweet", "question", "utterance"),
+    *("sentence1", "sentence2", "premise", "hypothesis", "question1", "question2", "text1", "text2"),
+    *("prompt", "completion", "messages"),
+)
+"""Columns that are taken for texts where nobody says which ones are."""
 
-def read(name: str, split: str, config: str | None = None) -> Dataset:
-    """One split of a data set.
+
+def read(name: str, split: str, config: str | None = None, texts: Sequence[str] | None = None) -> Dataset:
+    """One split of a data set; says how many of its rows have no text.
 
     A ``.tsv`` has a header, one row a line, one tab between fields, no quoting. All cells of ``.tsv`` and ``.csv`` are read as
     text, so that a text ``"NA"`` or ``"007"`` stays what it is.
 
+    Args:
+        name: a file, a folder or a hub id.
+        split: which split of a folder or hub data set.
+        config: configuration of a hub data set.
+        texts: the columns with text, by default those of :data:`TEXTS` that are there.
+
     Raises:
-        DataError: nothing there, not UTF-8, malformed, or without rows.
+        DataError: nothing there, not UTF-8, malformed, without rows, or without a single text.
     """
     path = Path(name)
     if path.is_file():
@@ -40,7 +58,23 @@ def read(name: str, split: str, config: str | None = None) -> Dataset:
         rows = _hub(name, split, config)
     if len(rows) == 0:
         raise DataError(f"{name!r} holds no rows{f' in split {split!r}' if not path.is_file() else ''}; give a data set with at least one.")
+    _check_texts(rows, name, [column for column in (texts or TEXTS) if column in rows.column_names])
     return rows.add_column(ROW, list(range(1, len(rows) + 1)))
+
+
+def _check_texts(rows: Dataset, name: str, columns: Sequence[str]) -> None:
+    if not columns:
+        return
+    blank = [
+        row
+        for row, cells in enumerate(zip(*(rows[column] for column in columns), strict=True), start=1)
+        if all(cell is None or (isinstance(cell, str) and not cell.strip()) for cell in cells)
+    ]
+    where = f"column{'s' if len(columns) > 1 else ''} {', '.join(map(repr, columns))}"
+    if len(blank) == len(rows):
+        raise DataError(f"{name!r} has no text in any of its {len(rows)} rows: {where} is empty. Fill it, or name another --text_columns.")
+    if blank:
+        say(f"paring: warning: {len(blank)} of {len(rows)} rows of {name!r} have no text in {where}; the first is row {blank[0]}")
 
 
 def held_out_split(name: str, config: str | None = None) -> str | None:
@@ -71,11 +105,60 @@ def _file(path: Path) -> Dataset:
             options["quoting"] = csv.QUOTE_NONE
         options["features"] = Features({name: Value("string") for name in _header(path, tabs)})
     try:
-        rows = load_dataset(builder, data_files={"train": str(path)}, split="train", **options)
+        with _quiet():
+            rows = load_dataset(builder, data_files={"train": str(path)}, split="train", **options)
     except Exception as error:
-        raise DataError(f"{str(path)!r} could not be read as {path.suffix[1:]}: {_innermost(error)}") from error
+        fault = _json_fault(path) if builder == "json" else None
+        if fault is None:
+            # Rows are counted from 0 there.
+            said = re.sub(r"\bin row (\d+)", lambda found: f"in row {int(found[1]) + 1}", _innermost(error)).rstrip(".")
+            cure = "Give all rows the same columns, with values of one kind." if builder == "json" else "Write the file again."
+            fault = f"{said}. {cure}"
+        raise DataError(f"{str(path)!r} could not be read as {path.suffix[1:]}: {fault}") from error
     assert isinstance(rows, Dataset)
     return rows
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """``datasets`` logs an error before it raises it, which would say it twice."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _json_fault(path: Path) -> str | None:
+    """What is wrong with which line; ``None`` if each is an object by itself, or all of them are one list."""
+    if path.suffix.lower() == ".json":
+        try:
+            json.loads(path.read_text(encoding="utf-8-sig"))
+        except json.JSONDecodeError as error:
+            whole = f"line {error.lineno} is no JSON ({_said(error)}). Mend that line."
+        else:
+            return None
+    else:
+        whole = None
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.rstrip("\r\n"))
+            except json.JSONDecodeError as error:
+                # A file in which not even the first line stands by itself is one value over many lines.
+                many = f"line {number} is no JSON ({_said(error)}). Every line must be an object by itself; mend it."
+                return whole if whole is not None and number == 1 else many
+            if not isinstance(value, dict):
+                return f'line {number} is no object but {line.strip()[:40]!r}. Write each row as an object, such as {{"text": "..."}}.'
+    return None
+
+
+def _said(error: json.JSONDecodeError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _header(path: Path, tabs: bool) -> list[str]:
@@ -106,6 +189,14 @@ def _check_utf8(path: Path) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     with path.open("rb") as file:
+        start = file.read(1024)
+        encoding = _wide(start)
+        if encoding is not None:
+            raise DataError(
+                f"{str(path)!r} is in {encoding.upper()}, not in UTF-8. Save it as UTF-8 "
+                f"(for instance: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name})."
+            )
+        file.seek(0)
         while chunk := file.read(1 << 20):
             try:
                 decoder.decode(chunk)
@@ -116,6 +207,20 @@ def _check_utf8(path: Path) -> None:
                     f"(for instance: iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name})."
                 ) from None
             line += chunk.count(b"\n")
+
+
+def _wide(start: bytes) -> str | None:
+    """The encoding of two or four bytes a character that a file's mark names, or its zero bytes give away."""
+    if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    # Text in Latin letters has a zero in nearly every second byte then.
+    for first, name in ((1, "utf-16le"), (0, "utf-16be")):
+        half = start[first::2]
+        if len(half) > 1 and half.count(0) > 0.8 * len(half) and 0 not in start[1 - first :: 2]:
+            return name
+    return None
 
 
 def _files(folder: Path) -> list[Path]:
@@ -149,7 +254,8 @@ def _hub(name: str, split: str, config: str | None) -> Dataset:
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file or folder {name!r}.{near(path.name, beside)}")
     try:
-        rows = load_dataset(name, config, split=split)
+        with _quiet():
+            rows = load_dataset(name, config, split=split)
     except Exception as error:
         raise DataError(
             f"{name!r} is neither a file nor a folder here, and split {split!r} could not be loaded from the hub: {_innermost(error)}"

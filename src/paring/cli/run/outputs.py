@@ -12,6 +12,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from paring.cli.data.encode import IGNORED
+from paring.core.errors import DataError, SettingError
+
+
+def check_counts(**flags: int | None) -> None:
+    """Refuse counts below 1; ``None`` is a default that is known later.
+
+    Raises:
+        SettingError: names the flag.
+    """
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise SettingError(f"--{name} {value}: give at least 1.")
+
+
+def check_chat(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Refuse a tokenizer that cannot lay out conversations.
+
+    Raises:
+        SettingError: says where a template can come from.
+    """
+    if tokenizer.chat_template is None:
+        raise SettingError(
+            f"The tokenizer that goes with {source!r} has no chat template, so conversations cannot be laid out. Put one into the "
+            "adapter's folder as chat_template.jinja beside its tokenizer, or train with --chat_template_path, which exports it."
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -69,12 +94,19 @@ def continuations(model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Seque
         prompts: texts, or what a user says where ``chat`` is set.
         new_tokens: at most so many tokens.
         chat: lay each prompt out by the chat template.
+
+    Raises:
+        DataError: a prompt without a single token, after which nothing can be written.
     """
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts, start=1):
         text = prompt
         if chat:
             text = str(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True))
         batch = tokenizer(text, return_tensors="pt", add_special_tokens=not chat).to(device_of(model))
+        if batch["input_ids"].shape[1] == 0:
+            raise DataError(
+                f"Text {place} ({prompt!r}) is no token to the model, so it cannot be continued; give some words, or leave it out."
+            )
         batch.pop("token_type_ids", None)
         written = model.generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         yield str(tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)).strip()

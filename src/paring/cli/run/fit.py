@@ -97,7 +97,7 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     check_folder(options.model.model_name_or_path)
     data = options.data
     template = None if data.chat_template_path is None else read_template(Path(data.chat_template_path))
-    rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config)
+    rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config, listed(data.text_columns))
     task = infer(
         rows,
         kind=data.task,
@@ -206,11 +206,11 @@ def split(rows: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Data
     origin = "evaluation"
     if options.eval_dataset_name is not None:
         name = options.dataset_test_split or held_out_split(options.eval_dataset_name) or options.dataset_train_split
-        held_out = read(options.eval_dataset_name, name)
+        held_out = read(options.eval_dataset_name, name, texts=listed(options.text_columns))
     else:
         found = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config)
         if found is not None:
-            held_out = read(options.dataset_name, found, options.dataset_config)
+            held_out = read(options.dataset_name, found, options.dataset_config, listed(options.text_columns))
     if held_out is None and options.eval_share != 0.0:
         if not 0.0 < options.eval_share < 1.0:
             raise SettingError(f"--eval_share {options.eval_share}: give a share of the rows between 0 and 1; 0 evaluates on none.")
@@ -287,7 +287,7 @@ def _metrics(trainer: Trainer, task: Task) -> dict[str, float]:
     last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
     fresh = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
     values = last if fresh else trainer.evaluate()
-    skipped = ("runtime", "per_second", "preparation_time")
+    skipped = ("runtime", "per_second", "preparation_time", "num_tokens")
     metrics = {
         key.removeprefix("eval_"): float(value)
         for key, value in values.items()

@@ -60,12 +60,14 @@ def main() -> None:
     given = parser.parse_args()
     done: dict[str, dict[str, Any]] = {}
     if given.log.exists():
-        done = {row["key"]: row for row in map(json.loads, given.log.read_text().splitlines())}
+        rows = map(json.loads, given.log.read_text().splitlines())
+        # Runs of other settings stay in the log and are not taken for these.
+        done = {row["key"]: row for row in rows if row["settings"] == METHODS[row["method"]].encode()}
 
     def measured(key: str, task: str, name: str, rate: float, seed: int, data: Examples, held: Examples) -> dict[str, Any]:
         if key not in done:
             result = one(METHODS[name], data, held, rate=rate, seed=seed, size=given.size, epochs=EPOCHS[task])
-            done[key] = {"key": key, "task": task, "method": name, "rate": rate, "seed": seed, **result}
+            done[key] = {"key": key, "task": task, "method": name, "rate": rate, "seed": seed, "settings": METHODS[name].encode(), **result}
             with given.log.open("a") as file:
                 file.write(json.dumps(done[key]) + "\n")
             print(key, {k: result[k] for k in ("accuracy", "parameters", "seconds")}, flush=True)
@@ -102,7 +104,6 @@ def main() -> None:
                 "share": statistics.fmean(row["parameters"] for row in rows) / finals["LoRA r 8"][0]["parameters"],
                 "paired_difference_points": statistics.fmean(paired),
                 "paired_differences_points": paired,
-                "seconds": statistics.fmean(row["seconds"] for row in rows),
             }
             row = table[name]
             print(

@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from paring import step
 from paring.attach.config import ParingConfig
+from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import linear_shape
 from paring.core.errors import TargetError, near
@@ -83,8 +84,12 @@ class ParingModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares: that module would change with it."""
-        for path, layer in layers_of(self.model).items():
-            others = sharers(self.model, layer)
+        holders = _holders(self.model)
+        for path, layer in layers(self.model).items():
+            inside = set(layer.modules())
+            others = [
+                name for name, module in holders.get(id(layer.get_base_layer()._parameters.get("weight")), ()) if module not in inside
+            ]
             if others:
                 raise TargetError(
                     f"Cannot merge: {path!r} shares its weight with {others[0]!r}, which the merge would change too. Load the base model "
@@ -176,21 +181,14 @@ def _targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
 
 
-def layers_of(model: nn.Module) -> dict[str, ParingLinear]:
-    """The adapted modules by the name they have in ``model``; a module with several names appears once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ParingLinear)}
-
-
-def sharers(model: nn.Module, layer: ParingLinear) -> list[str]:
-    """The modules, beside the layer itself, that hold the very weight of its base layer."""
-    weight, inside = layer.get_base_layer()._parameters.get("weight"), set(layer.modules())
-    if weight is None:
-        return []
-    return [
-        name
-        for name, module in model.named_modules(remove_duplicate=False)
-        if module not in inside and any(parameter is weight for parameter in module._parameters.values())
-    ]
+def _holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """The modules that hold each parameter, under all their names, by the parameter's id."""
+    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                found.setdefault(id(parameter), []).append((name, module))
+    return found
 
 
 def _left_out(config: ParingConfig, model: nn.Module) -> set[str]:
@@ -199,10 +197,13 @@ def _left_out(config: ParingConfig, model: nn.Module) -> set[str]:
     return {
         name
         for name, module in model.named_modules()
-        if isinstance(module, NonDynamicallyQuantizableLinear)
-        or name.endswith(saved)
-        or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.TransformerEncoderLayer)
+        if isinstance(module, NonDynamicallyQuantizableLinear) or name.endswith(saved) or _read_past(model, name)
     }
+
+
+def _read_past(model: nn.Module, path: str) -> bool:
+    """Whether the module's parent reads its weight in evaluation and does not call it."""
+    return isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer)
 
 
 def _saved(config: ParingConfig) -> tuple[str, ...]:
@@ -229,7 +230,7 @@ def _refuse_inside(config: ParingConfig, model: nn.Module, targets: Mapping[str,
                 f"Module {path!r} is offloaded by accelerate: its weights come and go with each forward, so there is no device to train an "
                 "adapter on. Load the model without offloading (no device_map that names the cpu or the disk), or quantised."
             )
-        if isinstance(model.get_submodule(parent), nn.TransformerEncoderLayer):
+        if _read_past(model, path):
             raise TargetError(
                 f"Module {path!r} lies in an nn.TransformerEncoderLayer, whose fast path reads its weight and does not call it in "
                 "evaluation: an adapter there would be lost. Leave it out with exclude_modules."

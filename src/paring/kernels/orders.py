@@ -46,7 +46,7 @@ class Cost:
 
 
 COSTS = {"cpu": Cost(weight=70.0, output=8.0)}
-"""Measured by ``benchmarks/orderings.py``; other devices go by FLOPs alone."""
+"""Fitted by hand to a first run on one processor; ``benchmarks/orderings.py`` measures them. Other devices go by FLOPs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

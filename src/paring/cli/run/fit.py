@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shutil
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from paring.cli.run.progress import Bar
 from paring.cli.run.trainer import Rows, make_trainer
 from paring.core.errors import DataError, ExportError, ParingError, SettingError
 from paring.core.records import RunRecord
+from paring.exchange.folder import digest
 from paring.method import Method
 from paring.train import Recorder
 
@@ -363,6 +363,5 @@ def _digests(options: DataOptions) -> dict[str, str]:
             continue
         for file in [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []:
             if file.is_file():
-                with file.open("rb") as opened:
-                    found[str(file)] = hashlib.file_digest(opened, "sha256").hexdigest()
+                found[str(file)] = digest(file)
     return found

@@ -18,7 +18,7 @@ from environment import RESULTS, save
 from tasks import Examples, accuracy, examples, train
 
 import paring
-from paring.method import Method
+from paring.method import Method, decode
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 
@@ -62,7 +62,7 @@ def main() -> None:
     if given.log.exists():
         rows = map(json.loads, given.log.read_text().splitlines())
         # Runs of other settings stay in the log and are not taken for these.
-        done = {row["key"]: row for row in rows if row["settings"] == METHODS[row["method"]].encode()}
+        done = {row["key"]: row for row in rows if decode(row["settings"]) == METHODS[row["method"]]}
 
     def measured(key: str, task: str, name: str, rate: float, seed: int, data: Examples, held: Examples) -> dict[str, Any]:
         if key not in done:

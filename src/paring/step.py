@@ -11,20 +11,24 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from paring.core.errors import StepError
+from paring.core.factors import local
+from paring.parts.parameterise.alive import recount
 from paring.parts.parameterise.gated import Gated, gated_slots
+from paring.parts.update.hold import Hold
 
 _installed: list[RemovableHandle] = []
 _checked: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
+_held: weakref.WeakKeyDictionary[Optimizer, list[tuple[list[Gated], Hold]]] = weakref.WeakKeyDictionary()
 _decay_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
@@ -72,22 +76,51 @@ def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Add the extra L1 term's gradient before the step, or inside it where a closure makes the gradients there."""
-    if not any(slot.l1 for slot in gated_slots()):
+    """Prepare the gates before the step, or inside it where a closure makes the gradients there."""
+    if not any(slot.l1 or not slot.checking for slot in gated_slots()):
         return None
     closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
     if not callable(closure):
-        _add_l1(optimizer)
+        _prepare(optimizer)
         return None
 
-    def with_l1() -> Any:
+    def prepared() -> Any:
         loss = closure()
-        _add_l1(optimizer)
+        _prepare(optimizer)
         return loss
 
     if "closure" in kwargs:
-        return args, {**kwargs, "closure": with_l1}
-    return (args[0], with_l1, *args[2:]), kwargs
+        return args, {**kwargs, "closure": prepared}
+    return (args[0], prepared, *args[2:]), kwargs
+
+
+def _prepare(optimizer: Optimizer) -> None:
+    _add_l1(optimizer)
+    _hold(optimizer)
+
+
+@torch.no_grad()
+def _hold(optimizer: Optimizer) -> None:
+    """Remember, where dead gates have no gradient, which are dead and what the optimizer knows of them."""
+    together: dict[tuple[Any, ...], list[Gated]] = defaultdict(list)
+    for slot, _ in pending(optimizer):
+        slot.alive.confirm(slot.gate)
+        if not slot.checking:
+            together[slot.gate.device, slot.gate.dtype].append(slot)
+    _held[optimizer] = [
+        (slots, Hold.take([local(slot.gate) for slot in slots], _gradients(slots), _states(optimizer, slots)))
+        for slots in together.values()
+    ]
+
+
+def _gradients(slots: Sequence[Gated]) -> list[Tensor]:
+    return [local(slot.gate.grad) for slot in slots if slot.gate.grad is not None]
+
+
+def _states(optimizer: Optimizer, slots: Sequence[Gated]) -> list[dict[str, Tensor]]:
+    """What the optimizer remembers of each gate, entry for entry."""
+    found = [optimizer.state.get(slot.gate, {}) for slot in slots]
+    return [{key: local(value) for key, value in state.items() if isinstance(value, Tensor)} for state in found]
 
 
 @torch.no_grad()
@@ -130,7 +163,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if found_inf is not None:
             threshold = threshold * (1.0 - found_inf.to(device))
         # Elementwise, so all gates of a bucket lie end to end in one tensor, and shards are treated where they are.
-        gates = [slot.gate.to_local() if isinstance(slot.gate, DTensor) else slot.gate for slot in slots]
+        gates = [local(slot.gate) for slot in slots]
         shrunk = update.apply(torch.cat([gate.reshape(-1) for gate in gates]), threshold)
         torch._foreach_copy_(gates, [new.view_as(gate) for new, gate in zip(shrunk.split([g.numel() for g in gates]), gates, strict=True)])
         counts = [slot.steps for slot in slots]
@@ -138,8 +171,15 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             torch._foreach_add_(counts, 1)
         else:
             torch._foreach_add_(counts, (1.0 - found_inf.to(device)).to(torch.int64).reshape(()))
-        for slot in slots:
-            slot.stepped()
+    for slots, hold in _held.pop(optimizer, ()):
+        hold.restore(_states(optimizer, slots))
+    recounts: dict[torch.device, list[Gated]] = defaultdict(list)
+    for slot, _ in due:
+        if slot.revive.recounts(slot.taken):
+            recounts[slot.gate.device].append(slot)
+        slot.stepped()
+    for slots in recounts.values():
+        recount([(slot.alive, slot.gate) for slot in slots])
 
 
 def check(optimizer: Optimizer, group: dict[str, Any]) -> None:

@@ -18,6 +18,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The tensor itself, or this process's shard of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Factors:
     r"""The factors of one module's update, :math:`\Delta W = s\, B\, \mathrm{diag}(g)\, A`.

@@ -34,6 +34,7 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.shape import Shape
 from paring.parts.update.proximal import Operator, Proximal, StepSize
+from paring.parts.update.revive import Always, Revive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class SoRA(Method):
             the released code does.
         operator: ``"exact"`` soft-thresholding or what the ``"released"`` optimizer does.
         l1: weight of the released code's extra L1 term in the loss (the mean over all gate entries); 0 is off.
+        revive: when a gate at zero gets its gradient, and so may come back: ``Always()``, ``Every(period=8)`` or ``Never()``. The rarer,
+            the less dead ranks cost.
         init: where A and B start.
 
     Raises:
@@ -102,6 +105,7 @@ class SoRA(Method):
     step_size: StepSize = "rate"
     operator: Operator = "exact"
     l1: float = 0.0
+    revive: Revive = part(Revive, default=Always())
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
@@ -118,6 +122,7 @@ class SoRA(Method):
         choice("step_size", self.step_size, ("rate", "constant"))
         choice("operator", self.operator, ("exact", "released"))
         number("l1", self.l1, low=0.0)
+        member("revive", self.revive, Revive)
         member("init", self.init, Initialiser)
 
     @property
@@ -143,7 +148,7 @@ class SoRA(Method):
         self.check(shape)
         start = self.init.factors(shape, self.rank, scale_of(self.alpha, self.rank, self.scaling), generator)
         gate = torch.randn(self.rank, generator=generator, device="cpu") if self.gates == "normal" else torch.ones(self.rank, device="cpu")
-        return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout)
+        return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout, self.revive)
 
     @classmethod
     def from_adapter(cls, adapter: Adapter, source: str | None = None, **settings: Any) -> SoRA:

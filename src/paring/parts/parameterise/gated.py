@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from paring.core.errors import StepError
 from paring.core.factors import Factors, whole
-from paring.kernels.adapted import adapted_linear
+from paring.kernels.adapted import Live, adapted_linear
+from paring.kernels.low_rank import add_low_rank
+from paring.parts.parameterise.alive import Alive
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.low_rank import LowRank
 from paring.parts.update.proximal import Proximal
+from paring.parts.update.revive import Always, Revive
 
 PATIENCE = 32
 """Backward passes without a proximal step, though something was stepped, after which a loop is told that it trains plain LoRA."""
@@ -36,27 +39,43 @@ class Gated(LowRank):
     the mark. The gate stays float32 whatever the rest is cast to: a threshold of rate x weight is far below the resolution of bfloat16
     near 1, so a low-precision gate could never move.
 
+    In training, ranks whose gate is exactly zero are left out of the products, except for the gradient of the gate itself where
+    ``revive`` asks for it; shapes stay as they are, and evaluation computes all ranks. Which ranks those are is seen in each forward on a
+    CPU, and from time to time elsewhere (:class:`~paring.parts.parameterise.alive.Alive`), where ``Always`` computes all of them.
+
     Args:
         start: the factors to begin with, with their gate.
         update: the proximal step to take after each optimizer step.
         l1: weight of the extra L1 term that the released code adds to the loss, as the mean over all gate entries; 0 is off.
         dropout: as in :class:`LowRank`.
+        revive: when dead gates get their gradient.
     """
 
     steps: Tensor
 
-    def __init__(self, start: Factors, update: Proximal, l1: float = 0.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        start: Factors,
+        update: Proximal,
+        l1: float = 0.0,
+        dropout: float = 0.0,
+        revive: Revive = Always(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(start, dropout)
         assert start.gate is not None
         self.gate = nn.Parameter(start.gate.detach().clone().float())
         self.update = update
         self.penalty = update.weight
         self.l1 = l1
+        self.revive = revive
         self.pending = False
         # Whether the extra L1 term is in the gradient already: where one step calls another, both announce themselves.
         self.l1_added = False
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # ``steps`` on the host; None until it is read again after a load.
+        self._taken: int | None = 0
+        self.alive = Alive()
         self._backwards = 0
         self._missed = False
         self._told = False
@@ -76,7 +95,12 @@ class Gated(LowRank):
             StepError: the gate was cast below float32 behind the slot's back.
         """
         self._mark()
-        return super().add(y, x)
+        live = self._live()
+        if live is None or self.checking:
+            return super().add(y, x)
+        index = live.index
+        weight = self.gate.index_select(0, index) * self.scale
+        return add_low_rank(y, self.dropped(x), self.A.index_select(0, index), self.B.index_select(1, index), weight)
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A frozen linear and the update in one function; in training, marks the slot pending.
@@ -85,7 +109,25 @@ class Gated(LowRank):
             StepError: the gate was cast below float32 behind the slot's back.
         """
         self._mark()
-        return adapted_linear(x, weight, bias, self.A, self.B, self.gate, self.scale)
+        return adapted_linear(x, weight, bias, self.A, self.B, self.gate, self.scale, live=self._live())
+
+    @property
+    def checking(self) -> bool:
+        """Whether dead gates get their gradient now, and may come back at the next step."""
+        return self.revive.checks(self.taken)
+
+    @property
+    def taken(self) -> int:
+        """How many proximal steps have been taken, counted on the host."""
+        if self._taken is None:
+            self._taken = int(self.steps)
+        return self._taken
+
+    def _live(self) -> Live | None:
+        """The ranks to compute with; all where no gradient is wanted, and where a compiler traces: it would be bound to their number."""
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        return self.alive.look(self.gate, self.checking)
 
     def _mark(self) -> None:
         if not torch.is_grad_enabled():
@@ -117,6 +159,8 @@ class Gated(LowRank):
 
     def stepped(self) -> None:
         """Note that the proximal step has run: clears the mark, and starts anew to watch for a loop that forgets it."""
+        self._taken = self.taken + 1
+        self.alive.follow(self.gate)
         self.pending = False
         self.l1_added = False
         self._proved = True
@@ -173,6 +217,10 @@ class Gated(LowRank):
             # An optimizer refuses, or miscomputes, a gradient of another dtype than its parameter's.
             self.gate.grad = None if gradient is None else gradient.to(self.gate.device)
         return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._taken = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -44,9 +44,11 @@ class LowRank(Slot):
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """Base output plus update."""
-        if self.dropout and self.training:
-            x = F.dropout(x, self.dropout, training=True)
-        return add_low_rank(y, x, self.A, self.B, self.weight())
+        return add_low_rank(y, self.dropped(x), self.A, self.B, self.weight())
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The slot's input after dropout."""
+        return F.dropout(x, self.dropout, training=True) if self.dropout and self.training else x
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
         """Unless dropout hits the update's input alone, or the factors are of another type than the product."""

@@ -57,11 +57,14 @@ docs: setup  ## Build the documentation into site/; any broken link is an error.
 
 bench: setup  ## Measure, and write benchmarks/results/*.json; TASKS=folder of labelled tasks adds the training runs (hours).
 	$(BIN)/python benchmarks/step_time.py $(ARGS)
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/attach.py
 ifneq ($(TASKS),)
 	$(BIN)/python benchmarks/defaults.py --data "$(TASKS)"
 	$(BIN)/python benchmarks/accuracy.py --data "$(TASKS)"
+	$(BIN)/python benchmarks/revive.py --data "$(TASKS)"
 else
-	@echo "Not run: defaults.py and accuracy.py. make bench TASKS=folder runs them; see benchmarks/README.md."
+	@echo "Not run: defaults.py, accuracy.py and revive.py. make bench TASKS=folder runs them; see benchmarks/README.md."
 endif
 
 generate: setup  ## Rewrite what is derived from the code: the README's table of methods, docs/methods, docs/reference.

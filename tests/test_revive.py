@@ -182,6 +182,16 @@ def test_live_ranks_only_gives_what_all_ranks_give(
     torch.testing.assert_close(dict(model.named_parameters()), dict(twin.named_parameters()), rtol=1e-4, atol=1e-5)
 
 
+@paths
+@rules
+def test_an_empty_module_is_counted_like_the_others(rule: Revive, fused: bool) -> None:
+    """Else a rule that counts steps would never look at it again."""
+    model = Model(rule, fused=fused, dead=list(range(SIZE)))
+    run(model, SGD(trained(model), lr=RATE), steps=3)
+    assert [slot.taken for slot in model.gated] == [3, 3]
+    assert bool(model.gates().any()) is (rule != Never())
+
+
 def test_the_cut_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin above would agree as well if all ranks were always computed."""
     seen: list[int | None] = []

@@ -28,7 +28,8 @@ from paring.attach.config import ParingConfig
 from paring.attach.find import slots
 from paring.core.errors import StepError
 from paring.methods.sora import SoRA
-from paring.parts.parameterise.gated import PATIENCE, Gated
+from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.marks import PATIENCE
 from paring.parts.shape import Shape
 from paring.train import ParingTrainer, recast
 

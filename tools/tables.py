@@ -95,21 +95,73 @@ def defaults(result: Mapping[str, Any]) -> str:
     return f"{said}\n\n{rows(('task', 'main rate', 'steps', 'live ranks', 'accuracy'), body)}"
 
 
+def revive(result: Mapping[str, Any]) -> str:
+    """A row for each rule."""
+    return rows(
+        ("dead gates come back", "accuracy", "live ranks", "paired difference, points"),
+        (
+            (name, f"{100 * row['mean']:.2f} ± {100 * row['sd']:.2f}", f"{row['live']:.1%}", f"{row['paired_difference_points']:+.2f}")
+            for name, row in result["rules"].items()
+        ),
+    )
+
+
 def step_time(result: Mapping[str, Any]) -> str:
-    """A row for each model, precision and rank."""
-    methods = list(result["cells"][0]["over_limit"])
-    body = []
-    for cell in result["cells"]:
-        ratios = [*(cell["over_limit"][method] for method in methods), cell["paring_lora_over_peft_lora"]]
-        body.append([cell["model"], cell["dtype"], str(cell["rank"]), *map(_interval, ratios)])
-    return rows(("model", "precision", "rank", *methods, "paring's LoRA over PEFT's"), body)
+    """For each model and precision: every contestant's step over the limit by rank, then the comparisons of two."""
+    parts = []
+    for model, dtype in dict.fromkeys((cell["model"], cell["dtype"]) for cell in result["cells"]):
+        cells = [cell for cell in result["cells"] if (cell["model"], cell["dtype"]) == (model, dtype)]
+        count, width = cells[0]["tokens"]
+        head = [f"{model}, {count} x {width} tokens, {dtype}", *(f"r {cell['rank']}" for cell in cells)]
+        body = [[name, *(_interval(cell["over_limit"][name]) for cell in cells)] for name in cells[0]["over_limit"]]
+        for kind, said in (("step", "step: "), ("overhead", "overhead: ")):
+            body += [[said + name, *(_interval(cell[kind][name]) for cell in cells)] for name in cells[0][kind]]
+        parts.append(rows(head, body))
+    return "\n\n".join(parts)
+
+
+def memory(result: Mapping[str, Any]) -> str:
+    """A row for each model, precision, rank and contestant."""
+    return rows(
+        ("model", "precision", "rank", "contestant", "saved, MiB", "peak, MiB", "GFLOPs"),
+        (
+            (
+                cell["model"],
+                cell["dtype"],
+                str(cell["rank"]),
+                name,
+                f"{row['saved'] / 2**20:.1f}",
+                f"{row['peak'] / 2**20:.1f}",
+                f"{row['flops'] / 1e9:.2f}",
+            )
+            for cell in result["cells"]
+            for name, row in cell["contestants"].items()
+        ),
+    )
+
+
+def attach(result: Mapping[str, Any]) -> str:
+    """Attaching at each number of modules; then what is done with an adapter's file."""
+    names = list(next(iter(result["attach"].values())))
+    attached = rows(
+        ("linear modules", *(f"{name}, ms" for name in names)),
+        ([count, *(f"{1e3 * times[name]:.0f}" for name in names)] for count, times in result["attach"].items()),
+    )
+    size = result["files"].get("bytes")
+    if size is None:
+        return attached
+    seconds = ((name, f"{value:.2f}") for name, value in result["files"].items() if name != "bytes")
+    return f"{attached}\n\n{rows((f'{size / 2**20:.0f} MiB', 'seconds'), seconds)}"
 
 
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
     "sora-defaults": defaults,
-    "lora-step-time": step_time,
+    "sora-revive": revive,
+    "step-time": step_time,
+    "memory": memory,
+    "attach": attach,
 }
 
 

@@ -65,14 +65,18 @@ def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
     A slot is due if it is marked, its gate requires grad and has one. The gate is looked up now, by identity:
     casts and sharding replace ``Parameter`` objects after the optimizer was built.
     """
-    due = [slot for slot in gated_slots() if slot.pending and slot.gate.requires_grad and slot.gate.grad is not None]
+    due = [slot for slot in gated_slots() if slot.marks.pending and (gate := slot.gate).requires_grad and gate.grad is not None]
     if not due:
         return []
     home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    found = []
     for slot in due:
-        if id(slot.gate) not in home:
-            slot.passed_over()
-    return [(slot, home[id(slot.gate)]) for slot in due if id(slot.gate) in home]
+        group = home.get(id(slot.gate))
+        if group is None:
+            slot.marks.passed_over()
+        else:
+            found.append((slot, group))
+    return found
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -94,19 +98,21 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
     return (args[0], prepared, *args[2:]), kwargs
 
 
-def _prepare(optimizer: Optimizer) -> None:
-    _add_l1(optimizer)
-    _hold(optimizer)
-
-
 @torch.no_grad()
-def _hold(optimizer: Optimizer) -> None:
+def _prepare(optimizer: Optimizer) -> None:
+    due = [slot for slot, _ in pending(optimizer)]
+    _add_l1(optimizer, [slot for slot in due if slot.l1 and not slot.marks.l1_added])
+    _hold(optimizer, due)
+
+
+def _hold(optimizer: Optimizer, due: Sequence[Gated]) -> None:
     """Remember, where dead gates have no gradient, which are dead and what the optimizer knows of them."""
     together: dict[tuple[Any, ...], list[Gated]] = defaultdict(list)
-    for slot, _ in pending(optimizer):
-        slot.alive.confirm(slot.gate)
+    for slot in due:
+        gate = slot.gate
+        slot.alive.confirm(gate)
         if not slot.checking:
-            together[slot.gate.device, slot.gate.dtype].append(slot)
+            together[gate.device, gate.dtype].append(slot)
     _held[optimizer] = [
         (slots, Hold.take([local(slot.gate) for slot in slots], _gradients(slots), _states(optimizer, slots)))
         for slots in together.values()
@@ -123,10 +129,8 @@ def _states(optimizer: Optimizer, slots: Sequence[Gated]) -> list[dict[str, Tens
     return [{key: local(value) for key, value in state.items() if isinstance(value, Tensor)} for state in found]
 
 
-@torch.no_grad()
-def _add_l1(optimizer: Optimizer) -> None:
+def _add_l1(optimizer: Optimizer, due: Sequence[Gated]) -> None:
     """Add the gradient of the released code's extra L1 term, ``l1 * sign(g) / (number of gate entries)``, once a backward."""
-    due = [slot for slot, _ in pending(optimizer) if slot.l1 and not slot.l1_added]
     total = sum(slot.gate.numel() for slot in due)
     # A fused optimizer gets gradients that are still multiplied by torch.amp.GradScaler's scale, and divides by it itself.
     scale: Tensor | None = vars(optimizer).get("grad_scale")
@@ -134,12 +138,13 @@ def _add_l1(optimizer: Optimizer) -> None:
         assert slot.gate.grad is not None
         term = torch.sign(slot.gate) * (slot.l1 / total)
         slot.gate.grad.add_(term if scale is None else term * scale.to(term.device))
-        slot.l1_added = True
+        slot.marks.l1_added = True
 
 
 @torch.no_grad()
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Shrink every due gate once, in as few operations as there are different thresholds."""
+    held = _held.pop(optimizer, ())
     due = pending(optimizer)
     if not due:
         return
@@ -164,14 +169,14 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             threshold = threshold * (1.0 - found_inf.to(device))
         # Elementwise, so all gates of a bucket lie end to end in one tensor, and shards are treated where they are.
         gates = [local(slot.gate) for slot in slots]
-        shrunk = update.apply(torch.cat([gate.reshape(-1) for gate in gates]), threshold)
-        torch._foreach_copy_(gates, [new.view_as(gate) for new, gate in zip(shrunk.split([g.numel() for g in gates]), gates, strict=True)])
+        shrunk = update.apply(torch.cat(gates), threshold)
+        torch._foreach_copy_(gates, list(torch.split(shrunk, [gate.numel() for gate in gates])))
         counts = [slot.steps for slot in slots]
         if found_inf is None:
             torch._foreach_add_(counts, 1)
         else:
             torch._foreach_add_(counts, (1.0 - found_inf.to(device)).to(torch.int64).reshape(()))
-    for slots, hold in _held.pop(optimizer, ()):
+    for slots, hold in held:
         hold.restore(_states(optimizer, slots))
     recounts: dict[torch.device, list[Gated]] = defaultdict(list)
     for slot, _ in due:

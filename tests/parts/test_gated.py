@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from paring.core.errors import StepError
 from paring.core.factors import Factors
 from paring.parts.parameterise.base import Role
-from paring.parts.parameterise.gated import PATIENCE, Gated, gated_slots
+from paring.parts.parameterise.gated import Gated, gated_slots
+from paring.parts.parameterise.marks import PATIENCE
 from paring.parts.update.proximal import Proximal
 
 IN, OUT, RANK, SCALE = 6, 5, 3, 2.0

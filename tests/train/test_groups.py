@@ -124,6 +124,34 @@ def test_nothing_to_train_and_nothing_attached_are_said(adapted: Make) -> None:
         parameter_groups(torch.nn.Linear(2, 2), lr=1.0)
 
 
+@pytest.mark.parametrize("kind", [AdamW, torch.optim.Adam, SGD])
+@pytest.mark.parametrize("lr", [1e-2, torch.tensor(1e-2)], ids=["number", "tensor"])
+def test_create_optimizer_takes_the_fused_implementation_where_there_is_one(adapted: Make, kind: Any, lr: Any) -> None:
+    model, twin = adapted(), adapted()
+    fused, loop = create_optimizer(model, kind, lr=lr), create_optimizer(twin, kind, lr=lr, fused=False, foreach=False)
+    assert fused.defaults["fused"] is True
+    assert not loop.defaults["fused"]
+    for one, optimizer in ((model, fused), (twin, loop)):
+        for parameter in one.parameters():
+            parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+        optimizer.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [{"foreach": True}, {"fused": False}, {"capturable": True}, {"differentiable": True}])
+def test_create_optimizer_leaves_an_implementation_that_was_chosen(adapted: Make, choice: dict[str, bool]) -> None:
+    assert not create_optimizer(adapted(), AdamW, lr=1e-2, **choice).defaults["fused"]
+
+
+def test_create_optimizer_asks_no_other_class_to_fuse(adapted: Make) -> None:
+    class Own(AdamW):
+        """A class of its own may not know the argument."""
+
+    assert not create_optimizer(adapted(), Own, lr=1e-2).defaults["fused"]
+    assert "fused" not in create_optimizer(adapted(), torch.optim.RMSprop, lr=1e-2).defaults
+
+
 @pytest.mark.parametrize(
     ("kind", "match"),
     [

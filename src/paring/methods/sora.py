@@ -99,7 +99,7 @@ class SoRA(Method):
     dropout: float = 0.0
     scaling: Scaling = "standard"
     penalty: float = 0.25
-    gate_rate: float | None = 0.02
+    gate_rate: float | None = 0.03
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,15 @@ from paring.train.look import every_slot
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Parameters that take no weight decay in transformers' Trainer, beside those inside an ``nn.LayerNorm``: regular expressions
 that are searched in the lower-cased name."""
+
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+"""Optimizers with a fused implementation."""
+
+DEVICES = ("cpu", "cuda")
+"""Where all of them have it."""
+
+CHOICES = ("fused", "foreach", "capturable", "differentiable")
+"""Arguments that choose an implementation."""
 
 _PLAIN = Rate()
 
@@ -122,7 +131,8 @@ def create_optimizer(
         lr: the main learning rate.
         weight_decay: of factors and heads.
         adapter: leave out the parameters of the other adapters.
-        kwargs: passed on to the optimizer.
+        kwargs: passed on to the optimizer. Where none of them chooses an implementation, torch's fused one is taken if there is one for
+            these parameters, as Trainer does: an adapter is many small tensors, and a loop over them costs more than their arithmetic.
 
     Raises:
         StepError: the optimizer takes no vectors (Muon) or no groups (LBFGS), or its rate is not the length of its step.
@@ -131,6 +141,8 @@ def create_optimizer(
     betas = kwargs.get("betas", _default(optimizer_class, "betas"))
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter, **({} if betas is None else {"betas": betas}))
     build: Callable[..., Optimizer] = optimizer_class
+    if _can_fuse(optimizer_class, kwargs, groups):
+        kwargs["fused"] = True
     try:
         optimizer = build(groups, lr=lr, **kwargs)
     except ValueError as error:
@@ -196,6 +208,14 @@ def _own(lr: float | Tensor, rate: Rate) -> float | Tensor:
 def _betas(rate: Rate, betas: Sequence[float]) -> dict[str, tuple[float, ...]]:
     """The betas with the first two as a role asks for them; optimizers without betas leave the key unread."""
     return {} if rate.memory is None else {"betas": (rate.memory, rate.memory, *betas[2:])}
+
+
+def _can_fuse(optimizer_class: type[Optimizer], kwargs: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether torch has a fused implementation of this very optimizer for these parameters, and the caller has not chosen another."""
+    if optimizer_class not in FUSED or not kwargs.keys().isdisjoint(CHOICES):
+        return False
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(parameter.is_floating_point() and parameter.device.type in DEVICES for parameter in parameters)
 
 
 def _default(optimizer_class: Callable[..., Optimizer], name: str) -> Any:

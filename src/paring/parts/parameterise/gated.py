@@ -2,7 +2,6 @@ r"""SoRA's parameterisation: :math:`\Delta W = s\,B\,\mathrm{diag}(g)\,A`, with 
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,11 +16,9 @@ from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.alive import Alive
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.low_rank import LowRank
+from paring.parts.parameterise.marks import Marks
 from paring.parts.update.proximal import Proximal
 from paring.parts.update.revive import Always, Revive
-
-PATIENCE = 32
-"""Backward passes without a proximal step, though something was stepped, after which a loop is told that it trains plain LoRA."""
 
 _slots: weakref.WeakSet[Gated] = weakref.WeakSet()
 
@@ -68,20 +65,11 @@ class Gated(LowRank):
         self.penalty = update.weight
         self.l1 = l1
         self.revive = revive
-        self.pending = False
-        # Whether the extra L1 term is in the gradient already: where one step calls another, both announce themselves.
-        self.l1_added = False
+        self.marks = Marks()
+        self.alive = Alive()
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # ``steps`` on the host; None until it is read again after a load.
-        self._taken: int | None = 0
-        self.alive = Alive()
-        self._backwards = 0
-        self._missed = False
-        self._told = False
-        self._before: tuple[Tensor, ...] = ()
         self._watched: weakref.ref[Tensor] | None = None
-        self._proved = False
         _slots.add(self)
 
     def weight(self) -> Tensor | float:
@@ -98,7 +86,8 @@ class Gated(LowRank):
         live = self._live()
         if live is None or self.checking:
             return super().add(y, x)
-        index = live.index
+        # With none alive one dead rank stays in: so every gate has a gradient, if only of zeros, and is known to have been trained.
+        index = live.index if live.count else torch.zeros(1, dtype=torch.int64, device=x.device)
         weight = self.gate.index_select(0, index) * self.scale
         return add_low_rank(y, self.dropped(x), self.A.index_select(0, index), self.B.index_select(1, index), weight)
 
@@ -119,9 +108,26 @@ class Gated(LowRank):
     @property
     def taken(self) -> int:
         """How many proximal steps have been taken, counted on the host."""
-        if self._taken is None:
-            self._taken = int(self.steps)
-        return self._taken
+        taken = self.marks.taken
+        if taken is None:
+            self.marks.taken = taken = int(self.steps)
+        return taken
+
+    @property
+    def pending(self) -> bool:
+        """Whether the next step of an optimizer that holds the gate is to take the proximal step."""
+        return self.marks.pending
+
+    @property
+    def proved(self) -> bool:
+        """Whether a proximal step has run on this slot in this process."""
+        return self.marks.proved
+
+    def stepped(self) -> None:
+        """Note that the proximal step has run."""
+        self.marks.taken = self.taken + 1
+        self.marks.stepped()
+        self.alive.follow(self.gate)
 
     def _live(self) -> Live | None:
         """The ranks to compute with; all where no gradient is wanted, and where a compiler traces: it would be bound to their number."""
@@ -132,14 +138,15 @@ class Gated(LowRank):
     def _mark(self) -> None:
         if not torch.is_grad_enabled():
             return
-        if self.training:
-            self.pending = True
-            self.l1_added = False
+        gate = self.gate
         if not torch.compiler.is_compiling():
-            self._watch()
-        if self.training and self.gate.dtype in (torch.bfloat16, torch.float16):
+            self._watch(gate)
+        if not self.training:
+            return
+        self.marks.mark()
+        if gate.dtype in (torch.bfloat16, torch.float16):
             raise StepError(
-                f"The gate was cast to {self.gate.dtype}: a proximal step of rate x weight rounds to nothing there. "
+                f"The gate was cast to {gate.dtype}: a proximal step of rate x weight rounds to nothing there. "
                 "Call paring.train.recast(model) after whatever cast the parameters, or use ParingTrainer or ParingCallback, which do."
             )
 
@@ -152,61 +159,19 @@ class Gated(LowRank):
         yield from super().roles()
         yield "gate", self.gate, Role.GATE
 
-    @property
-    def proved(self) -> bool:
-        """Whether a proximal step has run on this slot in this process."""
-        return self._proved
-
-    def stepped(self) -> None:
-        """Note that the proximal step has run: clears the mark, and starts anew to watch for a loop that forgets it."""
-        self._taken = self.taken + 1
-        self.alive.follow(self.gate)
-        self.pending = False
-        self.l1_added = False
-        self._proved = True
-        self._backwards = 0
-        self._missed = False
-        self._before = ()
-
-    def passed_over(self) -> None:
-        """Note that an optimizer stepped which does not hold the gate, though the gate was due."""
-        self._missed = True
-
-    def _watch(self) -> None:
+    def _watch(self, gate: Tensor) -> None:
         """Have each gradient that reaches the gate mark the slot, and be counted until the next proximal step."""
-        if self._watched is not None and self._watched() is self.gate:
+        if (self._watched is not None and self._watched() is gate) or not gate.is_leaf or not gate.requires_grad:
             return
-        if not self.gate.is_leaf or not self.gate.requires_grad:
-            return
-        self._watched = weakref.ref(self.gate)
+        self._watched = weakref.ref(gate)
         slot = weakref.ref(self)
 
         def arrived(_: Tensor) -> None:
             owner = slot()
             if owner is not None:
-                owner._count()
+                owner.marks.arrived(owner.parameters())
 
-        self.gate.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
-
-    def _count(self) -> None:
-        if not self.pending:
-            self.pending = True
-            self.l1_added = False
-        self._backwards += 1
-        if self._backwards == PATIENCE // 2:
-            self._before = tuple(parameter.detach().clone() for parameter in self.parameters())
-        if self._backwards < PATIENCE:
-            return
-        # A long accumulation of gradients, or no training at all, moves nothing: then the count begins again.
-        moved = any(not torch.equal(old, new) for old, new in zip(self._before, self.parameters(), strict=True))
-        if (moved or self._missed) and not self._told:
-            self._told = True
-            warnings.warn(
-                f"{PATIENCE} backward passes went through a gate and no proximal step has run: this trains plain LoRA. Put the gates "
-                "into a torch.optim optimizer (model.parameters() has them), or hook yours with paring.step.watch(optimizer).",
-                stacklevel=2,
-            )
-        self._backwards = 0
+        gate.register_post_accumulate_grad_hook(arrived)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gated:
         """Move with the model, but keep the gate in float32 (or float64), with its own digits, whatever the model is cast to."""
@@ -220,7 +185,7 @@ class Gated(LowRank):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._taken = None
+        self.marks.taken = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -228,4 +193,4 @@ class Gated(LowRank):
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference neither pickles nor belongs to a copy, whose gate is another tensor.
-        return {**self.__dict__, "_watched": None, "_before": (), "_backwards": 0}
+        return {**self.__dict__, "_watched": None, "marks": self.marks.copied()}

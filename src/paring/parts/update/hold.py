@@ -16,7 +16,7 @@ class Hold:
     Without it an optimizer with a momentum would carry a dead gate on, and its averages would fill with zeros that nobody measured.
 
     Attributes:
-        gates: the gates, of one device and type, local where they are sharded.
+        gates: the gates, vectors of one device and type, local where they are sharded.
         dead: which of their entries are exactly zero.
         kept: the optimizer's state by key, for the tensors of the gates' own shapes.
     """
@@ -61,10 +61,10 @@ def _like(gates: Sequence[Tensor], states: Sequence[Mapping[str, object]]) -> di
     return found
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+def _flat(vectors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(vectors))
 
 
 def _write(into: Sequence[Tensor], flat: Tensor) -> None:
     pieces = torch.split(flat, [tensor.numel() for tensor in into])
-    torch._foreach_copy_(list(into), [new.view_as(old) for new, old in zip(pieces, into, strict=True)])
+    torch._foreach_copy_(list(into), list(pieces))

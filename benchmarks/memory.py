@@ -1,0 +1,105 @@
+"""What a training step keeps, needs at most and computes: saved bytes, profiler peak and FLOPs of each contestant.
+
+Saved bytes are those of the tensors that autograd keeps for the backward, each storage once, without parameters and their transposes. The
+peak is that of torch's profiler over one step, above what was allocated before it. FLOPs are those that torch counts, forward and
+backward; of the optimizer nothing is counted. All three are exact, so one step each is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+import torch
+from contestants import CONTESTANTS, LIMIT, SHAPES, Contestant, base, batch
+from environment import save
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+
+def saved(one: Contestant) -> int:
+    """Bytes that the forward leaves for the backward."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
+    held: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one.loss()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
+
+
+def peak(one: Contestant) -> int:
+    """Most bytes that a step has allocated at a time, above what was there before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        one.step()
+    assert profiler.profiler is not None
+    kineto = profiler.profiler.kineto_results
+    assert kineto is not None
+    events = sorted((event for event in kineto.events() if event.name() == "[memory]"), key=lambda event: event.start_ns())
+    now = most = 0
+    for event in events:
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+class Counter(TorchDispatchMode):
+    """Adds up what torch's own formulas say of each operation; its FlopCounterMode puts hooks on modules, which our function minds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run and count one operation."""
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet is torch.ops.aten.addmm_:
+            self.total += 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+        elif packet in flop_registry:
+            self.total += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def flops(one: Contestant) -> int:
+    """FLOPs of forward and backward."""
+    with Counter() as counter:
+        one.step()
+    return counter.total
+
+
+def main() -> None:
+    """Count, print, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
+    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    given = parser.parse_args()
+    cells = []
+    for model in given.models:
+        source, data = base(model), batch(model)
+        for dtype in given.dtypes:
+            for rank in given.ranks:
+                found: dict[str, dict[str, int]] = {}
+                for name, build in CONTESTANTS.items():
+                    one = build(copy.deepcopy(source), data, rank, dtype == "bf16")
+                    one.step()  # The optimizer's state is made at the first step.
+                    found[name] = {"saved": saved(one), "peak": peak(one), "flops": flops(one)}
+                cells.append({"model": model, "tokens": SHAPES[model], "dtype": dtype, "rank": rank, "contestants": found})
+                print(f"{model} {dtype} r {rank}")
+                for name, row in found.items():
+                    shares = "  ".join(f"{key} {value / found[LIMIT][key]:.3f}" for key, value in row.items())
+                    print(
+                        f"  {name:40} saved {row['saved'] / 2**20:8.2f} MiB  peak {row['peak'] / 2**20:8.2f} MiB  over the limit: {shares}"
+                    )
+    save("memory", {"cells": cells, "dead": 0.7})
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ What it does otherwise than the same products left to autograd:
   :math:`dw_k = \langle A_k, (Z^\top X)_k\rangle` with :math:`Z = dY B`, a sum over ``in`` entries and not over rows.
 - The order of the products is chosen from the shapes (:mod:`paring.kernels.orders`).
 - For the backward it keeps ``x`` and, where the forward has formed it, :math:`X A^\top`; nothing as wide as the output.
+- Dropout on the update's input is a mask of one byte an entry; the input with holes is formed again in the backward.
 - Ranks whose gate is exactly zero are left out of every product but, where asked for, those of their own gates' gradients.
 
 Source of the orders: RunLoRA (arXiv 2312.03415). The plain twin is :func:`paring.kernels.low_rank.add_low_rank` on top of a linear.
@@ -27,6 +28,8 @@ from paring.kernels.orders import Order, choose
 
 ALIGNMENT = 64
 """Bytes, as torch allocates on a CPU."""
+
+SEPARATE = Order(merge_forward=False, merge_backward=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +55,9 @@ def adapted_linear(
     scale: float,
     order: Order | None = None,
     live: Live | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "*batch out"]:
-    r""":math:`x W^\top + \beta + s\,((x A^\top) \odot g) B^\top`, differentiable in ``x``, ``a``, ``b`` and ``gate``.
+    r""":math:`x W^\top + \beta + s\,((\mathrm{drop}(x) A^\top) \odot g) B^\top`, differentiable in ``x``, ``a``, ``b`` and ``gate``.
 
     Under autocast all products are formed in its type, as ``F.linear`` does, and gradients return in the types of what they belong to.
 
@@ -67,16 +71,21 @@ def adapted_linear(
         scale: ``s``.
         order: in place of the choice by shapes; for tests and measurements.
         live: the ranks to compute with, where a gate is given; ``None`` means all.
+        dropout: probability of dropping an entry of the update's input, drawn from torch's own generator of the device. Base and update
+            then see different inputs, so nothing is merged.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     if order is None:
         rows = x.numel() // max(1, x.shape[-1])
         rank = a.shape[0] if live is None else live.count
-        order = choose(rows, weight.shape[1], weight.shape[0], rank, dtype=dtype, device=kind)
+        order = SEPARATE if dropout else choose(rows, weight.shape[1], weight.shape[0], rank, dtype=dtype, device=kind)
     # The casts that autocast would make; what is saved is then what was given, so that second derivatives are right too.
     x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, scale, order, live)  # type: ignore[no-untyped-call]
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout) if dropout else None
+    # What is left is scaled up, which the r-wide factors carry.
+    scale = scale / (1.0 - dropout)
+    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, mask, scale, order, live)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -95,6 +104,7 @@ class _Adapted(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         gate: Tensor | None,
+        mask: Tensor | None,
         scale: float,
         order: Order,
         live: Live | None,
@@ -112,15 +122,15 @@ class _Adapted(torch.autograd.Function):
                     y = F.linear(rows, torch.addmm(weight, up.t(), down), bias)
                 else:
                     y = F.linear(rows, weight, bias)
-                    inner = _narrow(rows, down)
+                    inner = _narrow(_seen(rows, mask), down)
                     y.addmm_(inner.t(), up)
-        ctx.save_for_backward(x, weight, a, b, gate, inner, None if live is None else live.index)
+        ctx.save_for_backward(x, weight, a, b, gate, inner, mask, None if live is None else live.index)
         ctx.scale, ctx.order, ctx.count = scale, order, None if live is None else live.count
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, gate, inner, index = ctx.saved_tensors
+        x, weight, a, b, gate, inner, mask, index = ctx.saved_tensors
         need_x, _, _, need_a, need_b, need_gate = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
             # A second derivative goes through X A^T, which is formed again from what it depends on; and through the zeros of ranks
@@ -142,19 +152,28 @@ class _Adapted(torch.autograd.Function):
             elif need_x:
                 assert z is not None
                 dx = dy @ weight
-                if count:
-                    dx.addmm_(z[:count].t(), _weighted(live_a, live_gate, ctx.scale).to(x.dtype))
+                back = _weighted(live_a, live_gate, ctx.scale).to(x.dtype)
+                if count and mask is None:
+                    dx.addmm_(z[:count].t(), back)
+                elif count:
+                    dx.add_(_seen(z[:count].t() @ back, mask))
+            seen = _seen(rows, mask) if need_a or need_gate or (need_b and inner is None) else rows
             if need_a or need_gate:
                 assert z is not None
-                product = z @ rows
+                product = z @ seen
                 if need_a:
                     da = _spread(_weighted(product[:count], live_gate, ctx.scale).to(a.dtype), index, len(a))
                 if need_gate:
                     dgate = _spread(ctx.scale * (product.to(gate.dtype) * part_a.to(gate.dtype)).sum(1), index, len(a))
             if need_b:
-                inner = _narrow(rows, _aligned(live_a.to(x.dtype))) if inner is None else inner
+                inner = _narrow(seen, _aligned(live_a.to(x.dtype))) if inner is None else inner
                 db = _spread(_weighted(inner @ dy, live_gate, ctx.scale).to(b.dtype), index, len(a)).t()
-        return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None, None
+        return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None, None, None
+
+
+def _seen(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows with holes where entries were dropped."""
+    return rows if mask is None else rows * mask.view(rows.shape)
 
 
 def _taken(ranks: Tensor, index: Tensor | None) -> Tensor:

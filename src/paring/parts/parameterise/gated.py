@@ -98,7 +98,7 @@ class Gated(LowRank):
             StepError: the gate was cast below float32 behind the slot's back.
         """
         self._mark()
-        return adapted_linear(x, weight, bias, self.A, self.B, self.gate, self.scale, live=self._live())
+        return adapted_linear(x, weight, bias, self.A, self.B, self.gate, self.scale, live=self._live(), dropout=self.dropping)
 
     @property
     def checking(self) -> bool:

@@ -46,17 +46,22 @@ class LowRank(Slot):
         """Base output plus update."""
         return add_low_rank(y, self.dropped(x), self.A, self.B, self.weight())
 
+    @property
+    def dropping(self) -> float:
+        """Probability of dropping an entry of the input now."""
+        return self.dropout if self.training else 0.0
+
     def dropped(self, x: Tensor) -> Tensor:
         """The slot's input after dropout."""
-        return F.dropout(x, self.dropout, training=True) if self.dropout and self.training else x
+        return F.dropout(x, self.dropout, training=True) if self.dropping else x
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
-        """Unless dropout hits the update's input alone, or the factors are of another type than the product."""
-        return not (self.dropout and self.training) and (dtype is None or self.A.dtype == self.B.dtype == dtype)
+        """Unless the factors are of another type than the product."""
+        return dtype is None or self.A.dtype == self.B.dtype == dtype
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """A frozen linear and the update in one function: see :mod:`paring.kernels.adapted`."""
-        return adapted_linear(x, weight, bias, self.A, self.B, None, self.scale)
+        return adapted_linear(x, weight, bias, self.A, self.B, None, self.scale, dropout=self.dropping)
 
     def factors(self) -> Factors:
         """A detached copy of the update."""

@@ -209,8 +209,12 @@ def test_the_cut_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [3, 3, None, None, 0, 0]
     seen.clear()
     with torch.no_grad():
-        Model(Never()).loss()
+        Model(Never()).eval().loss()
     assert seen == []
+    # A forward without gradients in training mode is what reentrant checkpointing begins with.
+    with torch.no_grad():
+        Model(Never()).train().loss()
+    assert seen == [3, 3]
 
 
 @rules

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from paring.attach.find import adapters, slots
 from paring.core.errors import TargetError
-from paring.core.factors import whole
+from paring.core.factors import local, whole
 from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
 
@@ -47,7 +46,7 @@ def is_finite(found: Iterable[Slot]) -> bool:
     sums: dict[torch.device, list[Tensor]] = {}
     for slot in found:
         for parameter in slot.parameters():
-            value = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            value = local(parameter)
             # A sum is finite only if every entry is.
             sums.setdefault(value.device, []).append(value.detach().sum(dtype=torch.float32))
     return all(bool(torch.isfinite(torch.stack(values)).all()) for values in sums.values())

@@ -130,8 +130,9 @@ class Gated(LowRank):
         self.alive.follow(self.gate)
 
     def _live(self) -> Live | None:
-        """The ranks to compute with; all where no gradient is wanted, and where a compiler traces: it would be bound to their number."""
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """The ranks to compute with; all in evaluation, and where a compiler traces: it would be bound to their number."""
+        # Checkpointing runs the forward once without gradients: it must round as the second time, so the mode decides as well.
+        if not (self.training or torch.is_grad_enabled()) or torch.compiler.is_compiling():
             return None
         return self.alive.look(self.gate, self.checking)
 

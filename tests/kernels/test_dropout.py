@@ -16,7 +16,9 @@ SEED = 5
 gates = pytest.mark.parametrize("values", [None, [1.5, -0.5, 2.0], [0.0, 1.5, 0.0], [0.0, 0.0, 0.0]], ids=["none", "all", "some", "dead"])
 
 
-def given(generator: torch.Generator, values: list[float] | None, dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], Tensor, Tensor]:
+def given(
+    generator: torch.Generator, values: list[float] | None, dtype: torch.dtype = torch.float64
+) -> tuple[list[Tensor], Tensor, Tensor]:
     sizes = [(2, 3, IN), (R, IN), (OUT, R)]
     leaves = [torch.randn(size, generator=generator, dtype=dtype).requires_grad_(True) for size in sizes]
     if values is not None:

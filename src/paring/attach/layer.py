@@ -38,6 +38,7 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.shape = shape
+        self.training = base_layer.training
         self.in_features, self.out_features = shape.in_features, shape.out_features
         self.paring_slot = nn.ModuleDict()
         self._disable_adapters = False
@@ -53,8 +54,8 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         return found
 
     def add_slot(self, adapter: str, slot: Slot) -> None:
-        """Put a slot beside the base layer, on its device."""
-        self.paring_slot[adapter] = slot
+        """Put a slot beside the base layer, on its device and in its mode, training or evaluation."""
+        self.paring_slot[adapter] = slot.train(self.base_layer.training)
         self._move_adapter_to_device_of_base_layer(adapter)
         self._freeze()
 

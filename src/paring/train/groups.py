@@ -215,7 +215,10 @@ def _can_fuse(optimizer_class: type[Optimizer], kwargs: Mapping[str, Any], group
     if optimizer_class not in FUSED or not kwargs.keys().isdisjoint(CHOICES):
         return False
     parameters = [parameter for group in groups for parameter in group["params"]]
-    return all(parameter.is_floating_point() and parameter.device.type in DEVICES for parameter in parameters)
+    # Sharded parameters have a fused step for some of these optimizers only.
+    return all(
+        type(parameter) is nn.Parameter and parameter.is_floating_point() and parameter.device.type in DEVICES for parameter in parameters
+    )
 
 
 def _default(optimizer_class: Callable[..., Optimizer], name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,13 +32,13 @@ class Alive:
             return None
         if not _readable(gate):
             return self._live if self.known(gate) and not checking else None
-        # A view on the host: torch's own operations would take ten times as long on so few entries.
-        values = gate.detach().numpy()
-        if np.count_nonzero(values) == values.size:
+        # Plain numbers: operations of torch would take ten times as long on so few, and a view in numpy pins the memory that FSDP2 frees.
+        values = gate.tolist()
+        if all(values):
             return None
-        alive = np.flatnonzero(values)
-        index = np.concatenate([alive, np.flatnonzero(values == 0)]) if checking else alive
-        return Live(torch.from_numpy(index), len(alive))
+        alive = [rank for rank, value in enumerate(values) if value]
+        dead = [rank for rank, value in enumerate(values) if not value] if checking else []
+        return Live(torch.tensor(alive + dead, dtype=torch.int64), len(alive))
 
     def known(self, gate: Tensor) -> bool:
         """Whether a recount is there and no one has written the gate since."""
@@ -70,8 +69,8 @@ def recount(found: Sequence[tuple[Alive, Tensor]]) -> None:
 
 
 def _readable(gate: Tensor) -> bool:
-    """Whether numpy can look at the gate where it is, so that no device is waited for."""
-    return gate.is_cpu and gate.dtype in (torch.float32, torch.float64)
+    """Whether a look at the gate waits for no device."""
+    return gate.is_cpu
 
 
 def _key(gate: Tensor) -> tuple[int, int, int]:

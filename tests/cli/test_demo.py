@@ -16,6 +16,8 @@ from paring.cli.commands import demo
 from paring.cli.run.fit import Finished
 from paring.cli.run.loaded import load_checkpoint, load_trained
 from paring.cli.run.outputs import logits
+from paring.methods.sora import SoRA
+from paring.parts.update.proximal import Proximal
 from tests.cli.conftest import sentences
 from tests.cli.test_train import record
 
@@ -55,6 +57,7 @@ def test_a_demo_without_found_ranks_fails_after_showing_everything(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("paring.report.write_comparison", lambda records, path, title: path)
+    monkeypatch.setattr(SoRA, "update", property(lambda self: Proximal(weight=0.0)))
     assert run("demo", output_dir=tmp_path / "demo", rows=32, num_train_epochs=1) == 1
     shown = capsys.readouterr()
     assert "environment without paring" in shown.out

@@ -98,8 +98,8 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.22
-    gate_rate: float | None = 0.04
+    penalty: float = 0.25
+    gate_rate: float | None = 0.02
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"

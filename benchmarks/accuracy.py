@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, save
+from environment import RESULTS, finished, save
 from tasks import Examples, accuracy, examples, train
 
 import paring
@@ -58,11 +58,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="batch size")
     parser.add_argument("--log", type=Path, default=RESULTS / "sora-accuracy.jsonl")
     given = parser.parse_args()
-    done: dict[str, dict[str, Any]] = {}
-    if given.log.exists():
-        rows = map(json.loads, given.log.read_text().splitlines())
-        # Runs of other settings stay in the log and are not taken for these.
-        done = {row["key"]: row for row in rows if decode(row["settings"]) == METHODS[row["method"]]}
+    # Runs of other settings stay in the log and are not taken for these.
+    done = {row["key"]: row for row in finished(given.log) if decode(row["settings"]) == METHODS[row["method"]]}
 
     def measured(key: str, task: str, name: str, rate: float, seed: int, data: Examples, held: Examples) -> dict[str, Any]:
         if key not in done:

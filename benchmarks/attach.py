@@ -44,15 +44,17 @@ LAYER = {
 class Stack(nn.Module):
     """Layers of linear modules with names of the usual form."""
 
-    def __init__(self, layers: int, shapes: dict[str, tuple[int, int]], device: str = "cpu") -> None:
+    def __init__(self, layers: int, shapes: dict[str, tuple[int, int]]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleDict({name: nn.Linear(i, o, bias=False, device=device) for name, (i, o) in shapes.items()}) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(nn.ModuleDict({name: _linear(i, o) for name, (i, o) in shapes.items()}) for _ in range(layers))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Not called."""
-        raise NotImplementedError
+
+def _linear(i: int, o: int) -> nn.Linear:
+    """A linear module whose weight is never read: one entry stands in for all of them."""
+    module = nn.Linear(1, 1, bias=False)
+    module.in_features, module.out_features = i, o
+    module.weight = nn.Parameter(torch.zeros(1).expand(o, i), requires_grad=False)
+    return module
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -69,7 +71,6 @@ def timed(work: Callable[[], object]) -> float:
 def attach(modules: int, rounds: int) -> dict[str, float]:
     """Median seconds of attaching, by contestant."""
     shapes = {f"proj{index}": (WIDTH, WIDTH) for index in range(10)}
-    names = [f"layers.{layer}.{name}" for layer in range(modules // 10) for name in shapes]
     targets = sorted(shapes)
     works: dict[str, Callable[[nn.Module], object]] = {
         "PEFT LoRA": lambda model: get_peft_model(model, LoraConfig(r=RANK, target_modules=targets)),  # type: ignore[arg-type]
@@ -83,19 +84,12 @@ def attach(modules: int, rounds: int) -> dict[str, float]:
             seconds = timed(lambda work=work, model=model: work(model))  # type: ignore[misc]
             if turn:
                 times[name].append(seconds)
-    assert len(names) == modules
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
 def files(rounds: int, rank: int = 64) -> dict[str, float]:
     """Median seconds of what is done with a 7B-shaped adapter on disk."""
-    with torch.device("meta"):
-        base = Stack(32, LAYER)
-    # The weights of the base are never read: one row stands in for all of them.
-    for module in base.modules():
-        if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(torch.zeros(1).expand(module.out_features, module.in_features), requires_grad=False)
-    model = paring.adapt(base, SoRA(rank=rank, alpha=2 * rank), target_modules=sorted(LAYER), seed=0)
+    model = paring.adapt(Stack(32, LAYER), SoRA(rank=rank, alpha=2 * rank), target_modules=sorted(LAYER), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
@@ -115,27 +109,14 @@ def files(rounds: int, rank: int = 64) -> dict[str, float]:
             note("safetensors: write", lambda tensors=tensors, copy=copy: save_file(tensors, copy))  # type: ignore[misc]
             note("safetensors: read", lambda copy=copy: [tensor.clone() for tensor in load_file(copy).values()])  # type: ignore[misc]
             size = copy.stat().st_size
-            note("PEFT: load", lambda folder=folder: _peft_load(folder))  # type: ignore[misc]
+            note("PEFT: load", lambda folder=folder: _load(folder))  # type: ignore[misc]
             model.save_pretrained(place + "/own")
-            note("load", lambda place=place: PeftModel.from_pretrained(_again(base), place + "/own"))  # type: ignore[misc]
+            note("load", lambda place=place: _load(Path(place) / "own"))  # type: ignore[misc]
     return {"bytes": float(size), **{name: float(np.median(values)) for name, values in times.items()}}
 
 
-def _again(base: nn.Module) -> nn.Module:
-    fresh = Stack(0, {})
-    fresh.layers = nn.ModuleList(nn.ModuleDict({name: _linear(i, o) for name, (i, o) in LAYER.items()}) for _ in range(32))
-    return fresh
-
-
-def _linear(i: int, o: int) -> nn.Linear:
-    module = nn.Linear(1, 1, bias=False)
-    module.in_features, module.out_features = i, o
-    module.weight = nn.Parameter(torch.zeros(1).expand(o, i), requires_grad=False)
-    return module
-
-
-def _peft_load(folder: Path) -> object:
-    return PeftModel.from_pretrained(_again(nn.Module()), str(folder))  # type: ignore[arg-type]
+def _load(folder: Path) -> object:
+    return PeftModel.from_pretrained(Stack(32, LAYER), str(folder))  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from environment import RESULTS, save
+from environment import RESULTS, finished, save
 from tasks import accuracy, examples, train
 
 from paring.methods.sora import SoRA
@@ -33,9 +32,7 @@ def main() -> None:
     given = parser.parse_args()
     changed = {key: value for key in ("penalty", "gate_rate") if (value := vars(given)[key]) is not None}
     method = SoRA(rank=8, alpha=16, **changed)
-    done: dict[str, dict[str, Any]] = {}
-    if given.log.exists():
-        done = {row["key"]: row for row in map(json.loads, given.log.read_text().splitlines())}
+    done = {row["key"]: row for row in finished(given.log)}
     given.log.parent.mkdir(exist_ok=True)
     rows = []
     for task in given.tasks:

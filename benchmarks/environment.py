@@ -43,6 +43,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def finished(log: Path) -> list[dict[str, Any]]:
+    """The runs that a log has a line for."""
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
 def command() -> str:
     """The command line that repeats this run; the folder of the data is the reader's own."""
     given = list(sys.argv[1:])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import EPOCHS, LIMITS, one
-from environment import RESULTS, save
+from environment import RESULTS, finished, save
 from tasks import examples
 
 from paring.method import decode
@@ -34,10 +34,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="batch size")
     parser.add_argument("--log", type=Path, default=RESULTS / "sora-revive.jsonl")
     given = parser.parse_args()
-    done: dict[str, dict[str, Any]] = {}
-    if given.log.exists():
-        rows = map(json.loads, given.log.read_text().splitlines())
-        done = {row["key"]: row for row in rows if decode(row["settings"]) == METHODS[row["rule"]]}
+    done = {row["key"]: row for row in finished(given.log) if decode(row["settings"]) == METHODS[row["rule"]]}
     data, dev = examples(given.data, given.task, "train", LIMITS[given.task]), examples(given.data, given.task, "dev")
     table: dict[str, list[dict[str, Any]]] = {}
     for name in given.rules:

@@ -46,6 +46,21 @@ def _installed() -> Iterator[None]:
     step.install()
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """How many ranks each forward was told to compute with; ``None`` is all."""
+    counts: list[int | None] = []
+    real = Alive.look
+
+    def spy(self: Alive, gate: Tensor, checking: bool) -> Live | None:
+        found = real(self, gate, checking)
+        counts.append(None if found is None else found.count)
+        return found
+
+    monkeypatch.setattr(Alive, "look", spy)
+    return counts
+
+
 class Model(nn.Module):
     """Two frozen linears with a slot beside each."""
 
@@ -192,17 +207,8 @@ def test_an_empty_module_is_counted_like_the_others(rule: Revive, fused: bool) -
     assert bool(model.gates().any()) is (rule != Never())
 
 
-def test_the_cut_is_real(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cut_is_real(seen: list[int | None]) -> None:
     """The twin above would agree as well if all ranks were always computed."""
-    seen: list[int | None] = []
-    real = Alive.look
-
-    def spy(self: Alive, gate: Tensor, checking: bool) -> Live | None:
-        found = real(self, gate, checking)
-        seen.append(None if found is None else found.count)
-        return found
-
-    monkeypatch.setattr(Alive, "look", spy)
     Model(Never()).loss().backward()
     Model(Never(), dead=[]).loss().backward()
     Model(Never(), dead=list(range(SIZE))).loss().backward()
@@ -286,18 +292,9 @@ def test_closures_and_accumulation_hold_too(accumulate: int) -> None:
 
 
 @pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+def remote(seen: list[int | None], monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Treat the gates as if reading them waited for a device; lists what each forward was told to compute with."""
-    seen: list[int | None] = []
-    real = Alive.look
-
-    def spy(self: Alive, gate: Tensor, checking: bool) -> Live | None:
-        found = real(self, gate, checking)
-        seen.append(None if found is None else found.count)
-        return found
-
     monkeypatch.setattr(alive, "_readable", lambda gate: False)
-    monkeypatch.setattr(Alive, "look", spy)
     return seen
 
 

@@ -30,8 +30,8 @@ from paring.train.groups import create_optimizer
 
 transformers.logging.set_verbosity_error()
 
-SHAPES: dict[str, tuple[int, int]] = {"bert": (32, 64), "llama": (8, 256), "minilm": (16, 32)}
-"""Rows and tokens of a batch for each model."""
+SHAPES: dict[str, tuple[int, int]] = {"bert": (32, 64), "llama": (8, 256), "minilm": (16, 32), "llama-wide": (4, 512)}
+"""Rows and tokens of a batch for each model; the wide one has the layers of a 7B model, four of them, and is meant for accelerators."""
 
 DEAD = 0.7
 """Share of the ranks, or of the modules, that are dead where a contestant says so."""
@@ -49,26 +49,27 @@ def base(name: str) -> nn.Module:
         return BertForSequenceClassification(
             BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=8192)
         )
+    width, heads, groups, inner = (4096, 32, 8, 11008) if name == "llama-wide" else (768, 12, 4, 2048)
     return LlamaForSequenceClassification(
         LlamaConfig(
-            hidden_size=768,
+            hidden_size=width,
             num_hidden_layers=4,
-            num_attention_heads=12,
-            num_key_value_heads=4,
-            intermediate_size=2048,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            intermediate_size=inner,
             vocab_size=8192,
             pad_token_id=0,
         )
     )
 
 
-def batch(name: str) -> dict[str, torch.Tensor]:
+def batch(name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
     """Random tokens and labels."""
     rows, width = SHAPES[name]
     generator = torch.Generator().manual_seed(0)
     return {
-        "input_ids": torch.randint(1, 8192, (rows, width), generator=generator),
-        "labels": torch.randint(0, 2, (rows,), generator=generator),
+        "input_ids": torch.randint(1, 8192, (rows, width), generator=generator).to(device),
+        "labels": torch.randint(0, 2, (rows,), generator=generator).to(device),
     }
 
 
@@ -107,7 +108,7 @@ def contestant(
     taken = 0
 
     def loss() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast(given["labels"].device.type, torch.bfloat16, enabled=autocast):
             value: torch.Tensor = model(**given).loss
         return value
 
@@ -204,7 +205,7 @@ def some_ranks(model: nn.Module) -> None:
     dead = torch.zeros(sum(sizes), dtype=torch.bool)
     dead[torch.randperm(len(dead), generator=torch.Generator().manual_seed(0))[: round(DEAD * len(dead))]] = True
     for gate, part in zip(gates, torch.split(dead, sizes), strict=True):
-        gate[part] = 0.0
+        gate[part.to(gate.device)] = 0.0
 
 
 @torch.no_grad()

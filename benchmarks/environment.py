@@ -56,11 +56,11 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
-def save(name: str, result: dict[str, Any]) -> Path:
-    """Write ``results/<name>.json``: the result, the command that repeats it, and what it was measured with."""
+def save(name: str, result: dict[str, Any], measured: dict[str, Any] | None = None) -> Path:
+    """Write ``results/<name>.json``: the result, the command that repeats it, and what it was measured with, if not here and now."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"command": command(), **environment(), **result}, indent=1, sort_keys=True) + "\n")
+    scratch.write_text(json.dumps({"command": command(), **(measured or environment()), **result}, indent=1, sort_keys=True) + "\n")
     scratch.replace(path)
     return path

@@ -11,7 +11,8 @@ import copy
 import time
 
 import numpy as np
-from contestants import CONTESTANTS, LIMIT, SHAPES, base, batch
+import torch
+from contestants import CONTESTANTS, DEAD, LIMIT, SHAPES, base, batch
 from environment import save
 
 PAIRS = (
@@ -29,6 +30,16 @@ OVERHEADS = (
     ("SoRA, 70% of modules empty, every 8", "SoRA"),
 )
 """Whose overhead, the step over the limit minus 1, is compared with whose."""
+
+
+WARM = 3
+"""Rounds that are not counted."""
+
+
+def wait(device: str) -> None:
+    """Until an accelerator has done what it was given."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def interval(times: dict[str, np.ndarray], one: str, other: str, *, overhead: bool = False, draws: int = 2000) -> list[float]:
@@ -50,21 +61,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", default="step-time", help="of the file of results")
     given = parser.parse_args()
     names = list(dict.fromkeys([LIMIT, *given.contestants]))
     cells = []
     for model in given.models:
-        source, data = base(model), batch(model)
+        source, data = base(model).to(given.device), batch(model, given.device)
         for dtype in given.dtypes:
             for rank in given.ranks:
                 steps = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype == "bf16").step for name in names}
                 times: dict[str, list[float]] = {name: [] for name in names}
-                for turn in range(given.rounds + 3):
+                for turn in range(given.rounds + WARM):
                     for name, step in steps.items():
+                        wait(given.device)
                         started = time.perf_counter()
                         step()
-                        if turn >= 3:
+                        wait(given.device)
+                        if turn >= WARM:
                             times[name].append(time.perf_counter() - started)
                 arrays = {name: np.array(value) for name, value in times.items()}
                 cell = {
@@ -83,7 +97,7 @@ def main() -> None:
                     for key, (middle, low, high) in cell[kind].items():
                         print(f"  {kind:10} {key:60} {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
                 # What is done is kept, whatever becomes of the rest.
-                save(given.name, {"cells": cells, "rounds": given.rounds, "dead": 0.7})
+                save(given.name, {"cells": cells, "rounds": given.rounds, "dead": DEAD})
     slopes(cells)
 
 

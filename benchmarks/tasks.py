@@ -34,22 +34,18 @@ def encoder() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """Encoded texts and their labels."""
+    """Encoded texts and their labels, of which a part of the rows may not have all."""
 
     tokens: tuple[tuple[int, ...], ...]
     labels: tuple[int, ...]
+    classes: int
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return max(self.labels) + 1
-
     def take(self, index: list[int]) -> Examples:
         """The rows at ``index``."""
-        return Examples(tokens=tuple(self.tokens[i] for i in index), labels=tuple(self.labels[i] for i in index))
+        return Examples(tokens=tuple(self.tokens[i] for i in index), labels=tuple(self.labels[i] for i in index), classes=self.classes)
 
     def batch(self, index: list[int]) -> dict[str, Tensor]:
         """The rows at ``index``, padded to the longest."""
@@ -64,11 +60,18 @@ class Examples:
 
 def examples(folder: Path, task: str, split: str, limit: int | None = None, length: int = 128) -> Examples:
     """Read and encode ``<folder>/<task>/<split>.tsv``."""
-    with (folder / task / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:limit]
+    splits = {}
+    for name in ("train", "dev"):
+        with (folder / task / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
+            splits[name] = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    rows = splits[split][:limit]
     tokenizer = AutoTokenizer.from_pretrained(encoder())
     tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"]
-    return Examples(tokens=tuple(map(tuple, tokens)), labels=tuple(int(row["label"]) for row in rows))
+    return Examples(
+        tokens=tuple(map(tuple, tokens)),
+        labels=tuple(int(row["label"]) for row in rows),
+        classes=1 + max(int(row["label"]) for part in splits.values() for row in part),
+    )
 
 
 def batches(data: Examples, size: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -91,13 +94,25 @@ class Run:
     trajectory: tuple[float, ...]
 
 
-def train(method: Method, data: Examples, *, rate: float, steps: int, seed: int, size: int = 16, warmup: float = 0.06, classes: int) -> Run:
-    """Train one adapter: AdamW, linear decay after a warm-up, gradient norm clipped at 1, float32.
+def train(
+    method: Method,
+    data: Examples,
+    *,
+    rate: float,
+    steps: int,
+    seed: int,
+    size: int = 16,
+    warmup: float = 0.06,
+    classes: int,
+    device: str = "cpu",
+    dtype: str = "fp32",
+) -> Run:
+    """Train one adapter: AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
 
     The trajectory is the share of live ranks at each sixth of the steps.
     """
     torch.manual_seed(seed)
-    base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes)
+    base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes).to(device)
     model = paring.adapt(base, method, task_type="SEQ_CLS", seed=seed)
     optimizer = create_optimizer(model, lr=rate, weight_decay=0.01)
     warm = max(1, round(warmup * steps))
@@ -108,7 +123,8 @@ def train(method: Method, data: Examples, *, rate: float, steps: int, seed: int,
     model.train()
     started = time.perf_counter()
     for step in range(steps):
-        loss = model(**data.batch(next(order))).loss
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+            loss = model(**moved(data.batch(next(order)), device)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
@@ -126,13 +142,21 @@ def live_share(model: PeftModel) -> float:
 
 
 @torch.inference_mode()
-def accuracy(model: Any, data: Examples, size: int = 64) -> float:
-    """Share of rows whose class is predicted."""
+def score(model: Any, data: Examples, *, device: str, dtype: str, size: int = 64) -> tuple[float, float]:
+    """Share of rows whose class is predicted, and their mean cross-entropy."""
     model.eval()
     order = sorted(range(len(data)), key=lambda i: len(data.tokens[i]))
-    right = 0
+    right, loss = 0, 0.0
     for start in range(0, len(order), size):
-        rows = data.batch(order[start : start + size])
+        rows = moved(data.batch(order[start : start + size]), device)
         labels = rows.pop("labels")
-        right += int((model(**rows).logits.argmax(-1) == labels).sum())
-    return right / len(data)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
+            logits = model(**rows).logits.float()
+        right += int((logits.argmax(-1) == labels).sum())
+        loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    return right / len(data), loss / len(data)
+
+
+def moved(batch: dict[str, Tensor], device: str) -> dict[str, Tensor]:
+    """The batch on ``device``."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}

@@ -257,8 +257,8 @@ def test_lora_has_no_gate_and_no_update(generator: torch.Generator) -> None:
 
 
 def test_sora_passes_its_settings_to_its_parts(generator: torch.Generator) -> None:
-    value = SoRA(rank=4, penalty=0.3, operator="released", step_size="constant", l1=0.5, dropout=0.25, gate_rate=7.0)
-    assert value.update == Proximal(weight=0.3, operator="released", step_size="constant")
+    value = SoRA(rank=4, penalty=0.3, operator="released", step_size="constant", l1=0.5, dropout=0.25, gate_rate=7.0, fade=30)
+    assert value.update == Proximal(weight=0.3, operator="released", step_size="constant", fade=30)
     assert value.rates() == {Role.GATE: Rate(fixed=7.0, decay=0.0, memory=0.98)}
     slot = value.slot(SHAPE, generator)
     assert (slot.update, slot.penalty, slot.l1, slot.dropout) == (value.update, 0.3, 0.5, 0.25)

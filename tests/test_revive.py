@@ -70,7 +70,7 @@ class Model(nn.Module):
         self.fused = fused
         self.bases = nn.ModuleList(nn.Linear(SIZE, SIZE).requires_grad_(False) for _ in range(2))
         self.slots = nn.ModuleList()
-        method = SoRA(rank=SIZE, penalty=PENALTY, gates="ones", revive=rule, dropout=dropout)
+        method = SoRA(rank=SIZE, penalty=PENALTY, fade=None, gates="ones", revive=rule, dropout=dropout)
         for base in self.bases:
             assert isinstance(base, nn.Linear)
             base.weight.normal_(generator=generator, std=0.5)
@@ -381,12 +381,6 @@ def test_rules_are_plain_data(rule: Revive) -> None:
     method = SoRA(revive=rule)
     assert SoRA.decode(method.encode()) == method
     assert isinstance(Revive.decode(rule.encode()), Coded)
-
-
-def test_a_run_of_an_earlier_release_reads_as_always() -> None:
-    data = SoRA().encode()
-    del data["revive"]
-    assert SoRA.decode(data) == SoRA(revive=Always())
 
 
 def test_wrong_settings_are_refused() -> None:

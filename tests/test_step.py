@@ -31,6 +31,7 @@ from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.marks import PATIENCE
 from paring.parts.shape import Shape
+from paring.parts.update.revive import Always
 from paring.train import ParingTrainer, recast
 
 # Powers of two throughout, so that float32 is exact: threshold = rate x penalty = 1/8.
@@ -49,7 +50,9 @@ class Tiny(nn.Module):
         self.base = nn.Linear(SIZE, SIZE).requires_grad_(False)
         self.base.weight.normal_(generator=generator, std=0.5)
         self.base.bias.zero_()
-        made = SoRA(rank=SIZE, **{"penalty": PENALTY, **settings}).slot(Shape(path="base", in_features=SIZE, out_features=SIZE), generator)
+        made = SoRA(rank=SIZE, **{"penalty": PENALTY, "fade": None, "revive": Always(), **settings}).slot(
+            Shape(path="base", in_features=SIZE, out_features=SIZE), generator
+        )
         assert isinstance(made, Gated)
         self.slot = made
         self.head = nn.Parameter(torch.ones(SIZE))
@@ -248,7 +251,7 @@ class Watch(TrainerCallback):
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("overflow", [(), (0, 5)])
 def test_gate_without_gradient_dies_after_exactly_so_many_trainer_steps(tmp_path: Path, accumulate: int, overflow: tuple[int, ...]) -> None:
-    method = SoRA(rank=SIZE, penalty=PENALTY, gate_rate=RATE)
+    method = SoRA(rank=SIZE, penalty=PENALTY, fade=None, gate_rate=RATE)
     model = get_peft_model(Net(), ParingConfig(method=method, target_modules=["body"], modules_to_save=["out"]))
     slot = slots(model)["body"]
     assert isinstance(slot, Gated)
@@ -282,6 +285,31 @@ def test_released_constant_threshold_leaves_the_rate_out() -> None:
         optimizer.zero_grad()
         history.append(model.slot.gate.detach().clone())
     check_lives(history)
+
+
+def test_a_fading_penalty_counts_real_steps_and_goes_on_after_a_reload() -> None:
+    """Rate x penalty = 1/8; halved after one step, a third of it after two, a quarter after three."""
+
+    def step_once(model: Tiny) -> float:
+        optimizer = SGD(trained(model), lr=RATE)
+        before = model.slot.gate.detach()[3].item()
+        # Two backward passes are one step.
+        for _ in range(2):
+            model.still().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return before - model.slot.gate.detach()[3].item()
+
+    model = Tiny(fade=1.0)
+    assert step_once(model) == 1 / 8
+    assert step_once(model) == 1 / 16
+    other = Tiny(fade=1.0)
+    other.load_state_dict(model.state_dict())
+    assert step_once(other) == pytest.approx(1 / 24)
+    # What is fixed from outside does not fade.
+    other.slot.fixed_penalty = PENALTY
+    assert step_once(other) == 1 / 8
+    assert other.slot.penalty == copy.deepcopy(other).slot.penalty == PENALTY
 
 
 # -- the extra L1 term -------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_a_function_that_is_used_twice_adds_its_gradients(order: Order, generato
 
 
 @orders
-def test_kept_for_the_backward_is_the_input_and_at_most_one_narrow_product(order: Order, generator: torch.Generator) -> None:
+def test_kept_for_the_backward_are_the_input_the_factors_and_one_narrow_product(order: Order, generator: torch.Generator) -> None:
     (x, a, b, gate), (weight, bias) = tensors(generator, torch.float32, shape=(N,)), base(generator, torch.float32)
     held: dict[int, int] = {}
 
@@ -166,7 +166,8 @@ def test_kept_for_the_backward_is_the_input_and_at_most_one_narrow_product(order
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         y = fused(weight, bias, order)(x, a, b, gate)
     own = {tensor.untyped_storage().data_ptr() for tensor in (weight, bias, a, b, gate)}
-    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * IN + (0 if order.merge_forward else N * R))
+    narrow = 0 if order.merge_forward else N * R
+    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * IN + R * (IN + OUT) + narrow)
     assert y.requires_grad
 
 

@@ -118,7 +118,7 @@ def test_checkpointing_draws_the_same_mask(reentrant: bool, generator: torch.Gen
     assert all(leaf.grad is not None for leaf in leaves)
 
 
-def test_kept_is_the_input_and_a_mask_of_bytes(generator: torch.Generator) -> None:
+def test_kept_are_the_input_the_factors_and_a_mask_of_bytes(generator: torch.Generator) -> None:
     (x, a, b, gate), weight, bias = given(generator, [1.5, -0.5, 2.0], torch.float32)
     held: dict[int, int] = {}
 
@@ -129,4 +129,4 @@ def test_kept_is_the_input_and_a_mask_of_bytes(generator: torch.Generator) -> No
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         adapted_linear(x, weight, bias, a, b, gate, SCALE, dropout=P)
     own = {tensor.untyped_storage().data_ptr() for tensor in (weight, bias, a, b, gate)}
-    assert sum(size for place, size in held.items() if place not in own) == 4 * N * IN + N * IN + 4 * N * R
+    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * IN + N * R + R * (IN + OUT)) + N * IN

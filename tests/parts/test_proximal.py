@@ -21,6 +21,11 @@ def test_the_threshold_follows_the_rate_or_not() -> None:
     assert Proximal(weight=0.1).threshold(0.5, 0.4) == 0.2
 
 
+def test_the_weight_fades_by_the_steps_taken_or_stays() -> None:
+    assert [Proximal(weight=0.5, fade=2.0).weight_after(steps) for steps in (0, 2, 6, 998)] == [0.5, 0.25, 0.125, 0.001]
+    assert Proximal(weight=0.5).weight_after(10**9) == 0.5
+
+
 def test_the_operator_is_the_one_named() -> None:
     v = torch.tensor([0.15, -0.19, 0.1, 0.21, -3.0])
     assert torch.equal(Proximal(weight=1.0).apply(v, 0.1), soft_threshold(v, 0.1))
@@ -29,12 +34,19 @@ def test_the_operator_is_the_one_named() -> None:
 
 
 def test_round_trip() -> None:
-    update = Proximal(weight=0.2, operator="released", step_size="constant")
+    update = Proximal(weight=0.2, operator="released", step_size="constant", fade=7.5)
     assert Update.decode(update.encode()) == update
 
 
 @pytest.mark.parametrize(
-    "settings", [{"weight": -0.1}, {"weight": float("nan")}, {"weight": 1.0, "operator": "exakt"}, {"weight": 1.0, "step_size": "lr"}]
+    "settings",
+    [
+        {"weight": -0.1},
+        {"weight": float("nan")},
+        {"weight": 1.0, "operator": "exakt"},
+        {"weight": 1.0, "step_size": "lr"},
+        {"weight": 1.0, "fade": 0.0},
+    ],
 )
 def test_refusals(settings: dict[str, object], unchecked: None) -> None:
     with pytest.raises(SettingError):

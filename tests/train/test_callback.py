@@ -25,6 +25,7 @@ from paring.attach.find import slots
 from paring.core.errors import StepError
 from paring.methods.sora import SoRA
 from paring.parts.parameterise import alive
+from paring.parts.update.revive import Always
 from paring.train import ParingCallback, ParingTrainer, create_optimizer
 from paring.train.guards import missed, recast
 from paring.train.look import gated, trained
@@ -255,8 +256,8 @@ def test_non_finite_loss_in_the_log_stops(adapted: Make, arguments: Make) -> Non
     ("method", "match"),
     [
         (SoRA(rank=4, penalty=1e-3), r"can bring 0\.00% of the gates to zero"),
-        (SoRA(rank=4, penalty=20.0, gate_rate=300.0), "every gate to zero"),
-        (SoRA(rank=4, penalty=0.5, gate_rate=300.0), None),
+        (SoRA(rank=4, penalty=20.0, fade=None, gate_rate=300.0), "every gate to zero"),
+        (SoRA(rank=4, penalty=0.5, fade=None, gate_rate=300.0, revive=Always()), None),
     ],
 )
 def test_outlook_is_told_once_at_a_tenth_of_the_steps(adapted: Make, arguments: Make, data: Any, method: SoRA, match: str | None) -> None:

@@ -43,7 +43,7 @@ def _sink(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_sink")
 @pytest.mark.parametrize("given", [False, True])
 def test_reporters_and_history_get_what_is_left_of_the_adapter(adapted: Make, arguments: Make, data: Any, given: bool) -> None:
-    model = adapted(SoRA(rank=4, penalty=0.25))
+    model = adapted(SoRA(rank=4, penalty=0.25, fade=None))
     with torch.no_grad():
         slots(model)["first"].gate[:3] = 0.0
     callbacks = [ParingCallback()] if given else None

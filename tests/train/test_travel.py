@@ -54,7 +54,7 @@ def test_rates_that_follow_a_metric_are_unknown() -> None:
 
 
 def view(adapted: Make, gates: list[float], *, steps: int, scheduler: Any = None, **settings: Any) -> Any:
-    model = adapted(SoRA(rank=4, gate_rate=0.5, **settings))
+    model = adapted(SoRA(rank=4, gate_rate=0.5, **{"fade": None, **settings}))
     with torch.no_grad():
         for slot in slots(model).values():
             slot.gate.copy_(torch.tensor(gates))
@@ -70,6 +70,8 @@ def test_reach_counts_the_gates_within_the_travel(adapted: Make) -> None:
     assert view(adapted, [0.68, -0.69, 1.3, 2.0], steps=10, penalty=0.25, scheduler=linear).reach == 0.25
     # A constant threshold travels whatever the rate does.
     assert view(adapted, [2.5, -2.6, 1.3, 3.0], steps=10, penalty=0.25, scheduler=linear, step_size="constant").reach == 0.5
+    # A weight that halves after 2 steps: 1/8 x (1 + 2/3 + 1/2) = 13/48 in three steps.
+    assert view(adapted, [0.27, -0.28, 1.3, 2.0], steps=3, penalty=0.25, fade=2.0).reach == 0.25
 
 
 def test_doomed_only_if_full_speed_cannot_escape(adapted: Make) -> None:

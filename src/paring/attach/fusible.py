@@ -20,7 +20,7 @@ def fusible(base: nn.Module, slot: Slot, x: Tensor) -> bool:
     """
     if type(base) not in (nn.Linear, Conv1D) or type(x) not in (Tensor, nn.Parameter):
         return False
-    if torch.compiler.is_compiling() or peek_interpreter_stack() is not None or _touched(base) or _touched(slot):
+    if _touched(base) or _touched(slot) or torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
         return False
     weight, bias = tensors(base)
     if _has_any_global_hook() or not _frozen(weight) or not (bias is None or _frozen(bias)):  # type: ignore[no-untyped-call]
@@ -37,12 +37,12 @@ def tensors(base: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _frozen(parameter: Tensor) -> bool:
-    """Whether it is a plain local tensor (not sharded, not quantised) that no gradient is wanted for."""
-    return type(parameter) is nn.Parameter and type(parameter.data) is Tensor and not parameter.requires_grad
+    """Whether no gradient is wanted for it, and it is plain and local: sharded and quantised tensors keep types of their own."""
+    return type(parameter) is nn.Parameter and not parameter.requires_grad
 
 
 def _touched(module: nn.Module) -> bool:
     """Whether a hook, or another forward, was put on this very module."""
-    held = vars(module)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in held or any(held[name] for name in hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    ) or "forward" in vars(module)

@@ -4,10 +4,12 @@ What it does otherwise than the same products left to autograd:
 
 - The r-wide factor of every product lies with its long side contiguous, which a BLAS wants (up to five times quicker on a CPU).
 - The update is added inside a product, never written out on its own; so is its share of :math:`dX`.
-- Gate and scale are folded into ``B``, never multiplied onto activations. The gate's gradient is
-  :math:`dw_k = \langle A_k, (Z^\top X)_k\rangle` with :math:`Z = dY B`, a sum over ``in`` entries and not over rows.
+- Gate and scale are folded into ``A``, once a step, never multiplied onto activations: with :math:`\bar A = \mathrm{diag}(w) A`,
+  :math:`Z = dY B` and :math:`P = Z^\top X`, the gradients are :math:`dX = dY W + Z \bar A`, :math:`dA = \mathrm{diag}(w) P`,
+  :math:`dB = dY^\top (X \bar A^\top)` and :math:`dg_k = s\,\langle A_k, P_k\rangle`, a sum over ``in`` entries and not over rows.
 - The order of the products is chosen from the shapes (:mod:`paring.kernels.orders`).
-- For the backward it keeps ``x`` and, where the forward has formed it, :math:`X A^\top`; nothing as wide as the output.
+- For the backward it keeps ``x``, the two factors as the products take them and, where the forward has formed it,
+  :math:`X \bar A^\top`; nothing as wide as the output.
 - Dropout on the update's input is a mask of one byte an entry; the input with holes is formed again in the backward.
 - Ranks whose gate is exactly zero are left out of every product but, where asked for, those of their own gates' gradients.
 
@@ -16,8 +18,9 @@ Source of the orders: RunLoRA (arXiv 2312.03415). The plain twin is :func:`parin
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +28,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from paring.kernels.orders import Order, choose
-
-ALIGNMENT = 64
-"""Bytes, as torch allocates on a CPU."""
 
 SEPARATE = Order(merge_forward=False, merge_backward=False)
 
@@ -75,26 +75,42 @@ def adapted_linear(
             then see different inputs, so nothing is merged.
     """
     kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    autocast = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
     if order is None:
         rows = x.numel() // max(1, x.shape[-1])
         rank = a.shape[0] if live is None else live.count
         order = SEPARATE if dropout else choose(rows, weight.shape[1], weight.shape[0], rank, dtype=dtype, device=kind)
-    # The casts that autocast would make; what is saved is then what was given, so that second derivatives are right too.
-    x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if autocast:
+        # The casts that autocast would make; what is saved is then what was given, so that second derivatives are right too.
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout) if dropout else None
-    # What is left is scaled up, which the r-wide factors carry.
-    scale = scale / (1.0 - dropout)
-    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, mask, scale, order, live)  # type: ignore[no-untyped-call]
+    # What is left after dropout is scaled up, which the r-wide factors carry.
+    plan = _Plan(scale / (1.0 - dropout), order, None if live is None else live.index, a.shape[0] if live is None else live.count)
+    result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, mask, plan)  # type: ignore[no-untyped-call]
     return result
 
 
-def _narrow(wide: Tensor, narrow: Tensor) -> Tensor:
-    """``narrow @ wide.T``, (r, N), for ``narrow`` (r, k) with contiguous rows."""
-    return narrow @ wide.t()
+class _Plan(NamedTuple):
+    """What a call is not differentiated by.
+
+    Attributes:
+        scale: ``s``, with what dropout asks for.
+        order: of the products.
+        ranks: those whose gates get a gradient, the live ones first; ``None`` means all, as they lie.
+        live: how many of them are computed with.
+    """
+
+    scale: float
+    order: Order
+    ranks: Tensor | None
+    live: int
 
 
 class _Adapted(torch.autograd.Function):
+    # One product follows another in these two, and every step of every module goes through them, so what they cost on the host counts:
+    # no cast, copy or context where there is nothing to do.
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -105,70 +121,102 @@ class _Adapted(torch.autograd.Function):
         b: Tensor,
         gate: Tensor | None,
         mask: Tensor | None,
-        scale: float,
-        order: Order,
-        live: Live | None,
+        plan: _Plan,
     ) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with _plain(x.device.type):
             rows = x.reshape(-1, x.shape[-1])
-            index = None if live is None else live.index[: live.count]
-            inner = None
-            if live is not None and not live.count:
-                y = F.linear(rows, weight, bias)
-            else:
-                down = _aligned(_taken(a, index).to(x.dtype))
-                up = _weighted(_taken(b.t(), index), None if gate is None else _taken(gate, index), scale).to(x.dtype)
-                if order.merge_forward:
-                    y = F.linear(rows, torch.addmm(weight, up.t(), down), bias)
+            inner = down = up = None
+            if plan.live:
+                down, up = _folded(a, b, gate, plan, x.dtype)
+                live = up[: plan.live]
+                if plan.order.merge_forward:
+                    y = F.linear(rows, torch.addmm(weight, live.t(), down), bias)
                 else:
                     y = F.linear(rows, weight, bias)
-                    inner = _narrow(_seen(rows, mask), down)
-                    y.addmm_(inner.t(), up)
-        ctx.save_for_backward(x, weight, a, b, gate, inner, mask, None if live is None else live.index)
-        ctx.scale, ctx.order, ctx.count = scale, order, None if live is None else live.count
+                    inner = down @ _seen(rows, mask).t()
+                    y.addmm_(inner.t(), live)
+            else:
+                y = F.linear(rows, weight, bias)
+        ctx.save_for_backward(x, weight, a, b, gate, mask, plan.ranks, inner, down, up)
+        ctx.plan = plan
         return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, gate, inner, mask, index = ctx.saved_tensors
+        x, weight, a, b, gate, mask, index, inner, down, up = ctx.saved_tensors
+        plan: _Plan = ctx.plan
         need_x, _, _, need_a, need_b, need_gate = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
-            # A second derivative goes through X A^T, which is formed again from what it depends on; and through the zeros of ranks
-            # that are left out, which are then left in, but for those whose gates are to have no gradient.
-            inner, index = None, None if index is not None and len(index) == len(a) else index
-        count = len(a) if index is None else ctx.count
-        with torch.autocast(grad.device.type, enabled=False):
+            # A second derivative goes through all that was formed from what it depends on, so it is formed again; and through the
+            # zeros of ranks that are left out, which are then left in, but for those whose gates are to have no gradient.
+            inner = down = up = None
+            if index is not None and len(index) == len(a):
+                index, plan = None, plan._replace(ranks=None, live=len(a))
+        scale, count = plan.scale, plan.live
+        with _plain(grad.device.type):
             dy, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-            part_a, part_b, part_gate = _taken(a, index), _taken(b.t(), index), None if gate is None else _taken(gate, index)
-            # Live ranks come first; those after them have no part in anything but their gates' gradients.
-            live_a, live_b, live_gate = part_a[:count], part_b[:count], None if part_gate is None else part_gate[:count]
+            if up is None:
+                down, up = _folded(a, b, gate, plan, x.dtype)
             dx = da = db = dgate = z = None
-            merge = ctx.order.merge_backward and count > 0
+            merge = plan.order.merge_backward and count > 0
             if need_a or need_gate or (need_x and not merge):
-                wanted = part_b if need_gate else live_b
-                z = _narrow(dy, _aligned(wanted.to(x.dtype).contiguous()))
+                # Of the dead, nothing but their gates' gradients is wanted.
+                z = (up if need_gate else up[:count]) @ dy.t()
             if need_x and merge:
-                dx = dy @ torch.addmm(weight, _weighted(live_b, live_gate, ctx.scale).to(x.dtype).t(), _aligned(live_a.to(x.dtype)))
+                dx = dy @ torch.addmm(weight, up[:count].t(), down)
             elif need_x:
                 assert z is not None
                 dx = dy @ weight
-                back = _weighted(live_a, live_gate, ctx.scale).to(x.dtype)
                 if count and mask is None:
-                    dx.addmm_(z[:count].t(), back)
+                    dx.addmm_(z[:count].t(), down)
                 elif count:
-                    dx.add_(_seen(z[:count].t() @ back, mask))
+                    dx.add_(_seen(z[:count].t() @ down, mask))
             seen = _seen(rows, mask) if need_a or need_gate or (need_b and inner is None) else rows
             if need_a or need_gate:
                 assert z is not None
                 product = z @ seen
                 if need_a:
-                    da = _spread(_weighted(product[:count], live_gate, ctx.scale).to(a.dtype), index, len(a))
+                    da = _spread(_weighted(product[:count], gate, plan, a.dtype), index, len(a))
                 if need_gate:
-                    dgate = _spread(ctx.scale * (product.to(gate.dtype) * part_a.to(gate.dtype)).sum(1), index, len(a))
+                    part = _taken(a, index).to(gate.dtype)
+                    dgate = _spread(scale * (product.to(gate.dtype) * part).sum(1), index, len(a))
             if need_b:
-                inner = _narrow(seen, _aligned(live_a.to(x.dtype))) if inner is None else inner
-                db = _spread(_weighted(inner @ dy, live_gate, ctx.scale).to(b.dtype), index, len(a)).t()
-        return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None, None, None
+                inner = down @ seen.t() if inner is None else inner
+                db = _spread((inner @ dy).to(b.dtype), index, len(a)).t()
+        return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None
+
+
+def _plain(kind: str) -> AbstractContextManager[Any]:
+    """Without autocast: the types are what they are to be already."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+
+
+_NOTHING = nullcontext()
+
+
+def _folded(a: Tensor, b: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The live rows of A times gate and scale, and all rows of the transpose of B that are asked for, dead ones last.
+
+    Both are fresh tensors with contiguous rows: a BLAS may round otherwise with a factor that lies in a mapped file.
+    """
+    index, count = plan.ranks, plan.live
+    live = None if index is None else index[:count]
+    down = _weighted(_taken(a, live), gate, plan, dtype)
+    turned = b.t().contiguous() if index is None else b.t().index_select(0, index)
+    if turned.dtype != dtype:
+        turned = turned.to(dtype)
+    elif turned.data_ptr() == b.data_ptr():
+        turned = turned.clone()
+    return down, turned
+
+
+def _weighted(rows: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> Tensor:
+    """The live rows, each times its gate and the scale."""
+    if gate is None:
+        return (rows if rows.dtype == dtype else rows.to(dtype)) * plan.scale
+    live = gate if plan.ranks is None else gate.index_select(0, plan.ranks[: plan.live])
+    weighted = rows * (live * plan.scale).unsqueeze(1)
+    return weighted if weighted.dtype == dtype else weighted.to(dtype)
 
 
 def _seen(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -186,14 +234,3 @@ def _spread(rows: Tensor, index: Tensor | None, rank: int) -> Tensor:
     if index is None:
         return rows
     return rows.new_zeros(rank, *rows.shape[1:]).index_copy(0, index[: len(rows)], rows)
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor where a BLAS takes the same path as with any fresh one: a factor that lies in a mapped file would round otherwise."""
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
-
-
-def _weighted(rows: Tensor, gate: Tensor | None, scale: float) -> Tensor:
-    """Each row times its gate and the scale, with contiguous rows."""
-    weighted = rows * scale if gate is None else rows * (gate * scale)[:, None]
-    return weighted.contiguous()

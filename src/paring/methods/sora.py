@@ -34,7 +34,7 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.shape import Shape
 from paring.parts.update.proximal import Operator, Proximal, StepSize
-from paring.parts.update.revive import Always, Revive
+from paring.parts.update.revive import Never, Revive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,10 @@ class SoRA(Method):
         scaling: ``"standard"`` or ``"rs"``.
         penalty: :math:`\lambda`. Adam moves a gate by at most about one rate per step, and the proximal step moves it back by
             :math:`\lambda` rates, so with ``step_size="rate"`` a value in (0, 1) decides who survives.
+        fade: steps after which the penalty has halved, :math:`\lambda_k = \lambda / (1 + k / \text{fade})` after ``k`` steps;
+            ``None`` keeps it as it is, as in the paper. Ranks are chosen early, while B is small and their loss costs little; later
+            those that are left train almost free of the penalty's pull. So the share that is left depends little on the number of
+            steps, which a constant penalty would go on lowering for ever.
         gate_rate: the gates' own learning rate; it decides how far a gate can travel. It is a number of its own and no multiple of
             the main rate: gates start at size 1 whatever rate the factors need. ``None`` takes the main rate, as the released code
             does.
@@ -61,7 +65,8 @@ class SoRA(Method):
         operator: ``"exact"`` soft-thresholding or what the ``"released"`` optimizer does.
         l1: weight of the released code's extra L1 term in the loss (the mean over all gate entries); 0 is off.
         revive: when a gate at zero gets its gradient, and so may come back: ``Always()``, ``Every(period=8)`` or ``Never()``. The rarer,
-            the less dead ranks cost.
+            the less dead ranks cost. Under a penalty that fades to little everyone comes back who may, so then ``Never()`` is the
+            one that prunes; with ``fade=None`` ``Always()`` is the exact proximal gradient step of the paper.
         init: where A and B start.
 
     Raises:
@@ -82,6 +87,8 @@ class SoRA(Method):
             "The later stages of the released schedule run at learning rate 0; paring rebuilds the schedule for each stage.",
             "The released script seems to leave the task head at its random start; paring trains it.",
             "The gates have a learning rate and betas of their own (gate_rate, gate_memory); the released code uses the main ones.",
+            "The penalty fades (fade); in the paper and the released code it is constant: fade=None.",
+            "A dead gate stays dead (revive); in the paper and the released code it may come back at any step: revive=Always().",
         ),
         verified=(
             "forward equals x (W + s B diag(g) A)^T, at the first step only B moves, gradients equal their closed forms",
@@ -98,14 +105,15 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.25
+    penalty: float = 0.35
+    fade: float | None = 100.0
     gate_rate: float | None = 0.02
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"
     operator: Operator = "exact"
     l1: float = 0.0
-    revive: Revive = part(Revive, default=Always())
+    revive: Revive = part(Revive, default=Never())
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
@@ -114,6 +122,8 @@ class SoRA(Method):
         number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
         choice("scaling", self.scaling, ("standard", "rs"))
         number("penalty", self.penalty, low=0.0)
+        if self.fade is not None:
+            number("fade", self.fade, low=0.0, open_low=True)
         if self.gate_rate is not None:
             number("gate_rate", self.gate_rate, low=0.0, open_low=True)
         if self.gate_memory is not None:
@@ -128,7 +138,7 @@ class SoRA(Method):
     @property
     def update(self) -> Proximal:
         """The proximal step on the gates."""
-        return Proximal(weight=self.penalty, operator=self.operator, step_size=self.step_size)
+        return Proximal(weight=self.penalty, operator=self.operator, step_size=self.step_size, fade=self.fade)
 
     def rates(self) -> Mapping[Role, Rate]:
         """The gates step at their own rate, without weight decay: the penalty is their only shrinkage."""

@@ -65,7 +65,7 @@ class Stage:
 
 
 def set_penalty(model: nn.Module, weight: float, adapter: str | None = None) -> int:
-    """Set the penalty weight of the gates from the next step on.
+    """Set the penalty weight of the gates from the next step on; it stays, and does not fade.
 
     Args:
         model: a model with a gated adapter.
@@ -85,7 +85,7 @@ def set_penalty(model: nn.Module, weight: float, adapter: str | None = None) -> 
     if not gates:
         raise SettingError("A penalty was given for a model without gates; attach SoRA or another gated method.")
     for slot in gates:
-        slot.penalty = float(weight)
+        slot.fixed_penalty = float(weight)
     return len(gates)
 
 

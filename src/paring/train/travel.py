@@ -88,17 +88,17 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
     near: list[torch.Tensor] = []
     far: list[torch.Tensor] = []
     schedules: dict[int, list[list[float]] | None] = {}
-    travels: dict[tuple[int, Proximal, float], tuple[float, float]] = {}
+    travels: dict[tuple[int, Proximal, float, int], tuple[float, float]] = {}
     for path, owner, group in homes(optimizer, found):
         slot = found[path]
         if id(owner) not in schedules:
             schedules[id(owner)] = rates_left(scheduler, owner, steps)
         known = schedules[id(owner)]
-        key = (id(group), slot.update, slot.penalty)
+        key = (id(group), slot.update, slot.penalty, slot.taken)
         if key not in travels:
             index = next(i for i, other in enumerate(owner.param_groups) if other is group)
             rates = [float(group["lr"])] * steps if known is None else known[index]
-            thresholds = [float(slot.update.threshold(rate, slot.penalty)) for rate in rates]
+            thresholds = [float(slot.update.threshold(rate, slot.penalty_in(step))) for step, rate in enumerate(rates)]
             pulled = [max(threshold - rate, 0.0) for threshold, rate in zip(thresholds, rates, strict=True)]
             travels[key] = (math.fsum(thresholds), math.fsum(pulled) if known is not None else -1.0)
         size = whole(slot.gate).abs().cpu()

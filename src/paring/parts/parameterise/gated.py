@@ -42,7 +42,7 @@ class Gated(LowRank):
 
     Args:
         start: the factors to begin with, with their gate.
-        update: the proximal step to take after each optimizer step.
+        update: the proximal step to take after each optimizer step; its weight gives way to :attr:`fixed_penalty` where that is set.
         l1: weight of the extra L1 term that the released code adds to the loss, as the mean over all gate entries; 0 is off.
         dropout: as in :class:`LowRank`.
         revive: when dead gates get their gradient.
@@ -62,7 +62,7 @@ class Gated(LowRank):
         assert start.gate is not None
         self.gate = nn.Parameter(start.gate.detach().clone().float())
         self.update = update
-        self.penalty = update.weight
+        self.fixed_penalty: float | None = None
         self.l1 = l1
         self.revive = revive
         self.marks = Marks()
@@ -112,6 +112,15 @@ class Gated(LowRank):
         if taken is None:
             self.marks.taken = taken = int(self.steps)
         return taken
+
+    @property
+    def penalty(self) -> float:
+        """The penalty weight of the next proximal step."""
+        return self.penalty_in(0)
+
+    def penalty_in(self, steps: int) -> float:
+        """The penalty weight after ``steps`` more proximal steps: what was fixed from outside, else as the update's own fades."""
+        return self.update.weight_after(self.taken + steps) if self.fixed_penalty is None else self.fixed_penalty
 
     @property
     def pending(self) -> bool:

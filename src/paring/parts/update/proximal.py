@@ -32,6 +32,8 @@ class Proximal(Update):
         weight: :math:`\lambda \ge 0`. With ``step_size="rate"`` it has the units of a gradient; with ``"constant"`` those of a gate.
         operator: ``"exact"``, the proximal operator of the L1 norm, or ``"released"``, what the authors' optimizer does.
         step_size: whether the threshold follows the learning rate (the paper's) or not (the released code's).
+        fade: steps after which the weight has halved, :math:`\lambda_k = \lambda / (1 + k / \text{fade})` after ``k`` proximal steps;
+            ``None`` keeps it as it is (the paper's).
     """
 
     name: ClassVar[str] = "proximal"
@@ -39,11 +41,18 @@ class Proximal(Update):
     weight: float
     operator: Operator = "exact"
     step_size: StepSize = "rate"
+    fade: float | None = None
 
     def __post_init__(self) -> None:
         number("weight", self.weight, low=0.0)
         choice("operator", self.operator, ("exact", "released"))
         choice("step_size", self.step_size, ("rate", "constant"))
+        if self.fade is not None:
+            number("fade", self.fade, low=0.0, open_low=True)
+
+    def weight_after(self, steps: int) -> float:
+        """The penalty weight when ``steps`` proximal steps have been taken."""
+        return self.weight if self.fade is None else self.weight / (1.0 + steps / self.fade)
 
     def threshold(self, rate: Threshold, weight: float) -> Threshold:
         """``rate * weight`` or ``weight``, by ``step_size``; ``weight`` is given because a scheduler may move it."""

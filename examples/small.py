@@ -49,8 +49,8 @@ def decoder(place: Path) -> str:
     words = _tokenizer(place / "decoder")
     config = LlamaConfig(
         vocab_size=words,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

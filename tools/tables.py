@@ -160,6 +160,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-defaults": defaults,
     "sora-revive": revive,
     "step-time": step_time,
+    "step-time-gpu": step_time,
     "memory": memory,
     "attach": attach,
 }

@@ -12,7 +12,7 @@ import datasets
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from paring.cli.main import main
 
@@ -68,6 +68,18 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_bert(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, 32 wide: bitsandbytes packs 4-bit weights by 32 rows where the processor computes in bfloat16."""
+    folder = tmp_path_factory.mktemp("wide-bert")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig.from_pretrained(bert)
+    config.hidden_size, config.intermediate_size = 32, 64
     BertModel(config).save_pretrained(folder)
     return folder
 

@@ -143,11 +143,11 @@ def test_overwriting_replaces_the_run_and_nothing_else(bert: Path, moods: Path, 
 
 
 @pytest.mark.parametrize("flag", ["--load_in_4bit", "--load_in_8bit"])
-def test_a_classifier_on_a_quantised_base(flag: str, bert: Path, moods: Path, tmp_path: Path, run: Callable[..., int]) -> None:
+def test_a_classifier_on_a_quantised_base(flag: str, wide_bert: Path, moods: Path, tmp_path: Path, run: Callable[..., int]) -> None:
     # Its new head must stay in full precision: there is nothing to quantise, and it is trained.
     pytest.importorskip("bitsandbytes")
     out = tmp_path / "out"
-    flags = {**TRAIN, "max_steps": 2, "model_name_or_path": bert, "dataset_name": moods, "output_dir": out}
+    flags = {**TRAIN, "max_steps": 2, "model_name_or_path": wide_bert, "dataset_name": moods, "output_dir": out}
     assert run("train", flag, **flags) == 0
     assert set(paring.read(out / "adapter").heads) == {"classifier.weight", "classifier.bias"}
     assert run("predict", out / "adapter", "the film was fine") == 0

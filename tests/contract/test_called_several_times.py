@@ -60,10 +60,10 @@ def test_a_shared_module_gets_one_proximal_step(shared: Case) -> None:
     expected = torch.tensor(0.5)
     for step in range(2):
         model(**shared.kind.batch(rows=2, seed=step)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
         some = next(iter(gates.values()))
         expected = some.update.apply(expected, some.update.threshold(rate, some.penalty))
+        optimizer.step()
+        optimizer.zero_grad()
         assert {int(slot.steps) for slot in gates.values()} == {step + 1}
         assert all(slot.gate[0] == expected for slot in gates.values())
 

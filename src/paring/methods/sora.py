@@ -105,7 +105,7 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.35
+    penalty: float = 0.4
     fade: float | None = 100.0
     gate_rate: float | None = 0.02
     gate_memory: float | None = 0.98

@@ -20,6 +20,7 @@ class Alive:
     def __init__(self) -> None:
         self._live: Live | None = None
         self._key: tuple[int, int, int] | None = None
+        self._last: tuple[list[bool], bool, Live] | None = None
 
     def look(self, gate: Tensor, checking: bool) -> Live | None:
         """The ranks to compute with; ``None`` means all.
@@ -36,9 +37,12 @@ class Alive:
         values = gate.tolist()
         if all(values):
             return None
-        alive = [rank for rank, value in enumerate(values) if value]
-        dead = [rank for rank, value in enumerate(values) if not value] if checking else []
-        return Live(torch.tensor(alive + dead, dtype=torch.int64), len(alive))
+        pattern = [value != 0.0 for value in values]
+        if self._last is None or self._last[:2] != (pattern, checking):
+            alive = [rank for rank, lives in enumerate(pattern) if lives]
+            dead = [rank for rank, lives in enumerate(pattern) if not lives] if checking else []
+            self._last = pattern, checking, Live(torch.tensor(alive + dead, dtype=torch.int64), len(alive))
+        return self._last[2]
 
     def known(self, gate: Tensor) -> bool:
         """Whether a recount is there and no one has written the gate since."""

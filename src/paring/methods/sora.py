@@ -48,7 +48,7 @@ class SoRA(Method):
         scaling: ``"standard"`` or ``"rs"``.
         penalty: :math:`\lambda`. Adam moves a gate by at most about one rate per step, and the proximal step moves it back by
             :math:`\lambda` rates, so with ``step_size="rate"`` a value in (0, 1) decides who survives.
-        fade: steps after which the penalty has halved, :math:`\lambda_k = \lambda / (1 + k / \text{fade})` after ``k`` steps;
+        fade: steps ``f`` after which the penalty has halved: :math:`\lambda_k = \lambda / (1 + k / f)` after ``k`` steps;
             ``None`` keeps it as it is, as in the paper. Ranks are chosen early, while B is small and their loss costs little; later
             those that are left train almost free of the penalty's pull. So the share that is left depends little on the number of
             steps, which a constant penalty would go on lowering for ever.
@@ -105,9 +105,9 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.4
+    penalty: float = 0.5
     fade: float | None = 100.0
-    gate_rate: float | None = 0.02
+    gate_rate: float | None = 0.025
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"

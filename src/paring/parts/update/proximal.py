@@ -32,7 +32,7 @@ class Proximal(Update):
         weight: :math:`\lambda \ge 0`. With ``step_size="rate"`` it has the units of a gradient; with ``"constant"`` those of a gate.
         operator: ``"exact"``, the proximal operator of the L1 norm, or ``"released"``, what the authors' optimizer does.
         step_size: whether the threshold follows the learning rate (the paper's) or not (the released code's).
-        fade: steps after which the weight has halved, :math:`\lambda_k = \lambda / (1 + k / \text{fade})` after ``k`` proximal steps;
+        fade: steps ``f`` after which the weight has halved: :math:`\lambda_k = \lambda / (1 + k / f)` after ``k`` proximal steps;
             ``None`` keeps it as it is (the paper's).
     """
 

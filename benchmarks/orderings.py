@@ -31,13 +31,13 @@ def products(rows: int, width: int, height: int, rank: int) -> dict[str, Callabl
         random(height, width),
         random(rank, width),
         random(rank, height),
-        random(rank, rows),
+        random(rows, rank),
         random(rows, height),
     )
     return {
         "dense": lambda: dy @ weight,
         "merge": lambda: torch.addmm(weight, up.t(), a),
-        "add": lambda: y.addmm_(inner.t(), up),
+        "add": lambda: y.addmm_(inner, up),
     }
 
 

@@ -2,7 +2,7 @@ r"""A frozen linear and its low-rank update as one function: :math:`y = x W^\top
 
 What it does otherwise than the same products left to autograd:
 
-- The r-wide factor of every product lies with its long side contiguous, which a BLAS wants (up to five times quicker on a CPU).
+- The factors lie with their long sides contiguous, also B, which is stored the other way: a BLAS is up to five times quicker with them.
 - The update is added inside a product, never written out on its own; so is its share of :math:`dX`.
 - Gate and scale are folded into ``A``, once a step, never multiplied onto activations: with :math:`\bar A = \mathrm{diag}(w) A`,
   :math:`Z = dY B` and :math:`P = Z^\top X`, the gradients are :math:`dX = dY W + Z \bar A`, :math:`dA = \mathrm{diag}(w) P`,
@@ -133,8 +133,8 @@ class _Adapted(torch.autograd.Function):
                     y = F.linear(rows, torch.addmm(weight, live.t(), down), bias)
                 else:
                     y = F.linear(rows, weight, bias)
-                    inner = down @ _seen(rows, mask).t()
-                    y.addmm_(inner.t(), live)
+                    inner = _seen(rows, mask) @ down.t()
+                    y.addmm_(inner, live)
             else:
                 y = F.linear(rows, weight, bias)
         ctx.save_for_backward(x, weight, a, b, gate, mask, plan.ranks, inner, down, up)
@@ -161,28 +161,28 @@ class _Adapted(torch.autograd.Function):
             merge = plan.order.merge_backward and count > 0
             if need_a or need_gate or (need_x and not merge):
                 # Of the dead, nothing but their gates' gradients is wanted.
-                z = (up if need_gate else up[:count]) @ dy.t()
+                z = dy @ (up if need_gate else up[:count]).t()
             if need_x and merge:
                 dx = dy @ torch.addmm(weight, up[:count].t(), down)
             elif need_x:
                 assert z is not None
                 dx = dy @ weight
                 if count and mask is None:
-                    dx.addmm_(z[:count].t(), down)
+                    dx.addmm_(z[:, :count], down)
                 elif count:
-                    dx.add_(_seen(z[:count].t() @ down, mask))
+                    dx.add_(_seen(z[:, :count] @ down, mask))
             seen = _seen(rows, mask) if need_a or need_gate or (need_b and inner is None) else rows
             if need_a or need_gate:
                 assert z is not None
-                product = z @ seen
+                product = z.t() @ seen
                 if need_a:
                     da = _spread(_weighted(product[:count], gate, plan, a.dtype), index, len(a))
                 if need_gate:
                     part = _taken(a, index).to(gate.dtype)
                     dgate = _spread(scale * (product.to(gate.dtype) * part).sum(1), index, len(a))
             if need_b:
-                inner = down @ seen.t() if inner is None else inner
-                db = _spread((inner @ dy).to(b.dtype), index, len(a)).t()
+                inner = seen @ down.t() if inner is None else inner
+                db = _spread((inner.t() @ dy).to(b.dtype), index, len(a)).t()
         return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None
 
 

@@ -139,7 +139,8 @@ def test_dead_gates_are_held_between_looks(rule: Revive, fused: bool, make: Call
         if not looks:
             assert not model.gates()[dead].any()
             for key, value in _state(optimizer, model).items():
-                if key in known:
+                # What is remembered of a gate that never comes back is nobody's concern.
+                if key in known and rule.returns:
                     assert torch.equal(value[dead], known[key][dead]), key
                     assert not torch.equal(value[~dead], known[key][~dead]), key
 

@@ -112,10 +112,10 @@ def _hold(optimizer: Optimizer, due: Sequence[Gated]) -> None:
         gate = slot.gate
         slot.alive.confirm(gate)
         if not slot.checking:
-            together[gate.device, gate.dtype].append(slot)
+            together[gate.device, gate.dtype, slot.revive.returns].append(slot)
     _held[optimizer] = [
-        (slots, Hold.take([local(slot.gate) for slot in slots], _gradients(slots), _states(optimizer, slots)))
-        for slots in together.values()
+        (slots, Hold.take([local(slot.gate) for slot in slots], _gradients(slots), _states(optimizer, slots) if returns else ()))
+        for (_, _, returns), slots in together.items()
     ]
 
 
@@ -177,7 +177,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         else:
             torch._foreach_add_(counts, (1.0 - found_inf.to(device)).to(torch.int64).reshape(()))
     for slots, hold in held:
-        hold.restore(_states(optimizer, slots))
+        hold.restore(_states(optimizer, slots) if hold.kept else ())
     recounts: dict[torch.device, list[Gated]] = defaultdict(list)
     for slot, _ in due:
         if slot.revive.recounts(slot.taken):

@@ -29,20 +29,21 @@ class Hold:
     def take(cls, gates: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[Mapping[str, object]]) -> Hold:
         """Look at the gates and at the optimizer's state of each, before the step, and take away what gradient dead gates have.
 
-        They have one where all ranks were computed; that must make no difference.
+        They have one where all ranks were computed; that must make no difference. Without ``states`` nothing is remembered, which is
+        enough for gates that never come back.
         """
         dead = _flat(gates) == 0
         _write(gradients, _flat(gradients).masked_fill_(dead, 0.0))
         return cls(
             gates=tuple(gates),
             dead=dead,
-            kept={key: _flat(parts) for key, parts in _like(gates, states).items()},
+            kept={key: _flat(parts) for key, parts in _like(gates, states).items()} if states else {},
         )
 
     def restore(self, states: Sequence[Mapping[str, object]]) -> None:
         """After the step: dead gates are zero again, and what is remembered of them is as it was."""
         _write(self.gates, _flat(self.gates).masked_fill_(self.dead, 0.0))
-        for key, parts in _like(self.gates, states).items():
+        for key, parts in (_like(self.gates, states) if states else {}).items():
             if key in self.kept:
                 _write(parts, torch.where(self.dead, self.kept[key], _flat(parts)))
 

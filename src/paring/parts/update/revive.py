@@ -18,7 +18,13 @@ RECOUNT = 8
 
 
 class Revive(Coded):
-    """Family of the rules by which dead gates get their gradient."""
+    """Family of the rules by which dead gates get their gradient.
+
+    Attributes:
+        returns: whether a gate that has died may ever come back, so that what an optimizer remembers of it matters.
+    """
+
+    returns: ClassVar[bool] = True
 
     @abstractmethod
     def checks(self, steps: int) -> bool:
@@ -76,6 +82,7 @@ class Never(Revive):
     """Not at all: a rank that has died stays dead."""
 
     name: ClassVar[str] = "never"
+    returns: ClassVar[bool] = False
 
     def checks(self, steps: int) -> bool:
         """Never."""

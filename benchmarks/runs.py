@@ -156,6 +156,7 @@ def work(job: Job, data: Path) -> dict[str, Any]:
         "steps": steps,
         "accuracy": accuracy,
         "loss": loss,
+        "scored": len(held),
         "live": run.trajectory[-1],
         "trajectory": run.trajectory,
         "parameters": adapter.parameters,

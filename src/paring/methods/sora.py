@@ -105,9 +105,9 @@ class SoRA(Method):
     alpha: float = 16.0
     dropout: float = 0.0
     scaling: Scaling = "standard"
-    penalty: float = 0.5
-    fade: float | None = 100.0
-    gate_rate: float | None = 0.025
+    penalty: float = 0.35
+    fade: float | None = 60.0
+    gate_rate: float | None = 0.03
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"

@@ -22,7 +22,7 @@ from paring.parts.update.revive import Always
 
 METHODS: dict[str, Method] = {
     "SoRA r 8": SoRA(rank=8, alpha=16),
-    "SoRA r 8, constant penalty": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, revive=Always()),
+    "SoRA r 8, constant penalty": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, gate_rate=0.02, revive=Always()),
     "LoRA r 8": LoRA(rank=8, alpha=16),
     "LoRA r 4": LoRA(rank=4, alpha=8),
     "LoRA r 1": LoRA(rank=1, alpha=2),
@@ -39,6 +39,7 @@ def main() -> None:
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="the table is written where LoRA r 8 is one of them"
     )
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--name", default="sora-accuracy", help="of the file of results")
     given = parser.parse_args()
     run = Runner(data=given.data, log=given.log, workers=given.workers)
     pairs = list(itertools.product(given.tasks, given.methods))
@@ -67,7 +68,7 @@ def main() -> None:
                 f"parameters {row['parameters']:.0f} ({row['share']:.0%})  paired {row['paired_difference_points']:+.2f} points"
             )
     save(
-        "sora-accuracy",
+        given.name,
         {
             "tables": tables,
             "methods": {name: METHODS[name].encode() for name in given.methods},

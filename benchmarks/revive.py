@@ -16,9 +16,9 @@ from paring.methods.sora import SoRA
 from paring.parts.update.revive import Always, Every, Never
 
 METHODS = {
-    "always": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, revive=Always()),
-    "every 8": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, revive=Every(period=8)),
-    "never": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, revive=Never()),
+    "always": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, gate_rate=0.02, revive=Always()),
+    "every 8": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, gate_rate=0.02, revive=Every(period=8)),
+    "never": SoRA(rank=8, alpha=16, penalty=0.25, fade=None, gate_rate=0.02, revive=Never()),
     "never, fading penalty": SoRA(rank=8, alpha=16),
 }
 

@@ -157,6 +157,7 @@ def attach(result: Mapping[str, Any]) -> str:
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
+    "sora-accuracy-gpu": accuracy,
     "sora-defaults": defaults,
     "sora-revive": revive,
     "step-time": step_time,

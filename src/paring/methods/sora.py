@@ -50,8 +50,8 @@ class SoRA(Method):
             :math:`\lambda` rates, so with ``step_size="rate"`` a value in (0, 1) decides who survives.
         fade: steps ``f`` after which the penalty has halved: :math:`\lambda_k = \lambda / (1 + k / f)` after ``k`` steps;
             ``None`` keeps it as it is, as in the paper. Ranks are chosen early, while B is small and their loss costs little; later
-            those that are left train almost free of the penalty's pull. So the share that is left depends little on the number of
-            steps, which a constant penalty would go on lowering for ever.
+            those that are left train almost free of the penalty's pull. So the share that is left depends less on the number of
+            steps, while a constant penalty goes on lowering it.
         gate_rate: the gates' own learning rate; it decides how far a gate can travel. It is a number of its own and no multiple of
             the main rate: gates start at size 1 whatever rate the factors need. ``None`` takes the main rate, as the released code
             does.

@@ -74,12 +74,12 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wide_bert(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, 32 wide: bitsandbytes packs 4-bit weights by 32 rows where the processor computes in bfloat16."""
+    """The same, 64 wide: bitsandbytes packs 4-bit weights in blocks of 32 rows and 64 columns where the processor computes in bfloat16."""
     folder = tmp_path_factory.mktemp("wide-bert")
     AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig.from_pretrained(bert)
-    config.hidden_size, config.intermediate_size = 32, 64
+    config.hidden_size, config.intermediate_size = 64, 128
     BertModel(config).save_pretrained(folder)
     return folder
 

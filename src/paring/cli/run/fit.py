@@ -148,6 +148,8 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     if stopped is not None:
         return stopped
     metrics = _metrics(trainer, task)
+    # For mixed precision Trainer has put autocast around the forward; what comes out of here answers in the model's own precision.
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     settings = {
         **flat(options),
         "rows": {"train": len(rows), "eval": 0 if held_out is None else len(held_out)},

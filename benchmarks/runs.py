@@ -7,9 +7,8 @@ import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,9 @@ class Runner:
         """The rows of ``jobs``, in their order."""
         rows = {Job.decode(row["job"]): row for row in finished(self.log)}
         self.log.parent.mkdir(exist_ok=True)
-        with self._executor() as executor:
+        # CUDA cannot be used in a fork of a process that has used it.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_share, initargs=(self.workers,)) as executor:
             waiting = {executor.submit(work, job, self.data): job for job in dict.fromkeys(jobs) if job not in rows}
             for future in as_completed(waiting):
                 if future.exception() is not None:
@@ -110,13 +111,6 @@ class Runner:
         for future in waiting:
             future.result()
         return [rows[job] for job in jobs]
-
-    @contextmanager
-    def _executor(self) -> Iterator[Executor]:
-        # CUDA cannot be used in a fork of a process that has used it.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_share, initargs=(self.workers,)) as executor:
-            yield executor
 
 
 def _share(workers: int) -> None:

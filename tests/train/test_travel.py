@@ -74,6 +74,20 @@ def test_reach_counts_the_gates_within_the_travel(adapted: Make) -> None:
     assert view(adapted, [0.27, -0.28, 1.3, 2.0], steps=3, penalty=0.25, fade=2.0).reach == 0.25
 
 
+def test_a_penalty_that_is_fixed_and_one_that_fades_from_the_same_value_travel_differently(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=0.5, penalty=0.25, fade=2.0))
+    found = gated(trained(model))
+    fixed, fading = found.values()
+    fixed.fixed_penalty = fading.penalty
+    with torch.no_grad():
+        for slot in found.values():
+            slot.gate.fill_(0.3)
+    # Three steps: 3/8 where it stays, 13/48 where it halves after two.
+    view = outlook(found, create_optimizer(model, SGD, lr=0.25), None, 3)
+    assert view is not None
+    assert view.reach == 0.5
+
+
 def test_doomed_only_if_full_speed_cannot_escape(adapted: Make) -> None:
     # Net travel a step: 1/2 x (3 - 1) = 1.
     assert view(adapted, [3.0, -3.0, 1.0, 0.0], steps=3, penalty=3.0).doomed

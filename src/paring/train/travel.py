@@ -88,13 +88,13 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
     near: list[torch.Tensor] = []
     far: list[torch.Tensor] = []
     schedules: dict[int, list[list[float]] | None] = {}
-    travels: dict[tuple[int, Proximal, float, int], tuple[float, float]] = {}
+    travels: dict[tuple[int, Proximal, float | None, int], tuple[float, float]] = {}
     for path, owner, group in homes(optimizer, found):
         slot = found[path]
         if id(owner) not in schedules:
             schedules[id(owner)] = rates_left(scheduler, owner, steps)
         known = schedules[id(owner)]
-        key = (id(group), slot.update, slot.penalty, slot.taken)
+        key = (id(group), slot.update, slot.fixed_penalty, slot.taken)
         if key not in travels:
             index = next(i for i, other in enumerate(owner.param_groups) if other is group)
             rates = [float(group["lr"])] * steps if known is None else known[index]

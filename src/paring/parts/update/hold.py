@@ -37,13 +37,13 @@ class Hold:
         return cls(
             gates=tuple(gates),
             dead=dead,
-            kept={key: _flat(parts) for key, parts in _like(gates, states).items()} if states else {},
+            kept={key: _flat(parts) for key, parts in _like(gates, states).items()},
         )
 
     def restore(self, states: Sequence[Mapping[str, object]]) -> None:
         """After the step: dead gates are zero again, and what is remembered of them is as it was."""
         _write(self.gates, _flat(self.gates).masked_fill_(self.dead, 0.0))
-        for key, parts in (_like(self.gates, states) if states else {}).items():
+        for key, parts in _like(self.gates, states).items():
             if key in self.kept:
                 _write(parts, torch.where(self.dead, self.kept[key], _flat(parts)))
 
@@ -51,7 +51,7 @@ class Hold:
 def _like(gates: Sequence[Tensor], states: Sequence[Mapping[str, object]]) -> dict[str, list[Tensor]]:
     """The state tensors that have an entry for each entry of each gate, by key; a key that a gate lacks is left out."""
     found: dict[str, list[Tensor]] = {}
-    for key in states[0]:
+    for key in states[0] if states else ():
         parts = []
         for gate, state in zip(gates, states, strict=True):
             part = state.get(key)

@@ -29,7 +29,7 @@ from paring.attach.find import slots
 from paring.core.errors import StepError
 from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
-from paring.parts.parameterise.marks import PATIENCE
+from paring.parts.parameterise.marks import PATIENCE, UNIT
 from paring.parts.shape import Shape
 from paring.parts.update.revive import Always
 from paring.train import ParingTrainer, recast
@@ -219,6 +219,7 @@ def test_found_inf_tensor_scales_the_threshold_away_without_a_read() -> None:
         optimizer.zero_grad()
         assert torch.equal(model.slot.gate, after(steps))
         assert model.slot.steps == steps
+        assert model.slot.travel * UNIT == pytest.approx(steps * RATE)
         assert not model.slot.pending
 
 
@@ -287,29 +288,62 @@ def test_released_constant_threshold_leaves_the_rate_out() -> None:
     check_lives(history)
 
 
-def test_a_fading_penalty_counts_real_steps_and_goes_on_after_a_reload() -> None:
-    """Rate x penalty = 1/8; halved after one step, a third of it after two, a quarter after three."""
+FADING: dict[str, Callable[[Tiny, float], list[Optimizer]]] = {
+    "together": lambda model, rate: [SGD([{"params": [model.slot.gate]}, {"params": [model.slot.A, model.slot.B], "lr": rate}], lr=RATE)],
+    "nested": lambda model, rate: [Calling([{"params": [model.slot.gate]}, {"params": [model.slot.B], "lr": rate}], lr=RATE)],
+    "B after the gate": lambda model, rate: [SGD([model.slot.gate], lr=RATE), SGD([model.slot.B, model.head], lr=rate)],
+}
+
+
+@pytest.mark.parametrize("make", FADING.values(), ids=FADING)
+@pytest.mark.parametrize("rate", [1.0, 0.125])
+def test_a_fading_penalty_follows_the_rate_of_b_and_goes_on_after_a_reload(
+    make: Callable[[Tiny, float], list[Optimizer]], rate: float
+) -> None:
+    """Rate x penalty = 1/8; halved when B has gone one of its rates, a third of it after two, a quarter after three."""
 
     def step_once(model: Tiny) -> float:
-        optimizer = SGD(trained(model), lr=RATE)
         before = model.slot.gate.detach()[3].item()
+        optimizers = make(model, rate)
         # Two backward passes are one step.
         for _ in range(2):
             model.still().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         return before - model.slot.gate.detach()[3].item()
 
-    model = Tiny(fade=1.0)
+    model = Tiny(fade=rate)
     assert step_once(model) == 1 / 8
     assert step_once(model) == 1 / 16
-    other = Tiny(fade=1.0)
+    other = Tiny(fade=rate)
     other.load_state_dict(model.state_dict())
     assert step_once(other) == pytest.approx(1 / 24)
+    assert other.slot.travelled == int(other.slot.travel) * UNIT == pytest.approx(3 * rate)
     # What is fixed from outside does not fade.
     other.slot.fixed_penalty = PENALTY
     assert step_once(other) == 1 / 8
     assert other.slot.penalty == copy.deepcopy(other).slot.penalty == PENALTY
+
+
+def test_a_penalty_does_not_fade_while_b_stays() -> None:
+    model = Tiny(fade=1.0)
+    model.slot.B.requires_grad_(False)
+    optimizer = SGD(trained(model), lr=RATE)
+    for _ in range(3):
+        model.still().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert model.slot.travelled == 0.0
+    assert model.slot.penalty == PENALTY
+
+
+def test_a_b_that_is_stepped_first_has_gone_when_the_gate_is_shrunk() -> None:
+    model = Tiny(fade=RATE)
+    model.still().backward()
+    SGD([model.slot.B], lr=RATE).step()
+    SGD([model.slot.gate], lr=RATE).step()
+    assert model.slot.gate[3] == 1 - 1 / 16
 
 
 # -- the extra L1 term -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from paring.core.errors import StepError
 from paring.core.factors import local
 from paring.parts.parameterise.alive import recount
 from paring.parts.parameterise.gated import Gated, gated_slots
+from paring.parts.parameterise.marks import UNIT
 from paring.parts.update.hold import Hold
 
 _installed: list[RemovableHandle] = []
@@ -68,7 +69,7 @@ def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
     due = [slot for slot in gated_slots() if slot.marks.pending and (gate := slot.gate).requires_grad and gate.grad is not None]
     if not due:
         return []
-    home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    home = _home(optimizer)
     found = []
     for slot in due:
         group = home.get(id(slot.gate))
@@ -77,6 +78,11 @@ def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
         else:
             found.append((slot, group))
     return found
+
+
+def _home(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The parameter group that holds each parameter, by identity."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -143,11 +149,15 @@ def _add_l1(optimizer: Optimizer, due: Sequence[Gated]) -> None:
 
 @torch.no_grad()
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Shrink every due gate once, in as few operations as there are different thresholds."""
+    """Shrink every due gate once, in as few operations as there are different thresholds; then note how far B may have moved."""
     held = _held.pop(optimizer, ())
     due = pending(optimizer)
-    if not due:
-        return
+    if due:
+        _shrink(optimizer, due, held)
+    _travel(optimizer)
+
+
+def _shrink(optimizer: Optimizer, due: Sequence[tuple[Gated, dict[str, Any]]], held: Sequence[tuple[list[Gated], Hold]]) -> None:
     seen = _checked.setdefault(optimizer, set())
     for _, group in due:
         if id(group) not in seen:
@@ -185,6 +195,25 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         slot.stepped()
     for slots in recounts.values():
         recount([(slot.alive, slot.gate) for slot in slots])
+
+
+def _travel(optimizer: Optimizer) -> None:
+    """Add the learning rate of each B that this step has moved to its slot's travel, whichever optimizer holds the gate."""
+    moving = [slot for slot in gated_slots() if slot.marks.moving and slot.B.grad is not None]
+    if not moving:
+        return
+    home = _home(optimizer)
+    found_inf: Tensor | None = vars(optimizer).get("found_inf")
+    rates: dict[tuple[int, torch.device], list[Gated]] = defaultdict(list)
+    for slot in moving:
+        if (group := home.get(id(slot.B))) is not None:
+            rates[round(float(group["lr"]) / UNIT), slot.travel.device].append(slot)
+    for (units, device), slots in rates.items():
+        # As above: on the device what was really stepped, on the host what was asked for.
+        step = units if found_inf is None else (1.0 - found_inf.to(device)).to(torch.int64).reshape(()) * units
+        torch._foreach_add_([slot.travel for slot in slots], step)
+        for slot in slots:
+            slot.moved(units)
 
 
 def check(optimizer: Optimizer, group: dict[str, Any]) -> None:

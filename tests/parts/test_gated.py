@@ -153,7 +153,7 @@ def test_the_gate_keeps_its_digits_whatever_the_model_is_cast_to(name: str, nest
     assert s.gate.dtype == gate_dtype
     assert s.gate is gate, "an optimizer that was built before the cast still holds the gate"
     assert torch.equal(s.gate.float(), digits)
-    assert s.steps.dtype == torch.int64
+    assert s.steps.dtype == s.travel.dtype == torch.int64
     s.float()
     assert s.gate.dtype == torch.float32
     assert torch.equal(s.gate, digits)
@@ -209,10 +209,12 @@ def test_a_copy_is_a_slot_of_its_own(copied: Callable[[Gated], Gated], trained: 
     if trained:
         s(y, x).sum().backward()
     s.steps += 3
+    s.moved(7)
     twin = copied(s)
     assert torch.equal(twin(y, x), s(y, x))
     assert twin.update == s.update
     assert twin.steps.item() == 3
+    assert twin.travelled == s.travelled > 0
     assert twin.scale == s.scale
     assert any(twin is known for known in gated_slots()), "the hook would not find the copy"
     with torch.no_grad():
@@ -225,12 +227,14 @@ def test_a_copy_is_a_slot_of_its_own(copied: Callable[[Gated], Gated], trained: 
 def test_state_dict_holds_all_that_changes_the_output(generator: torch.Generator) -> None:
     s, x, y = slot(), torch.randn(4, IN, generator=generator), torch.zeros(4, OUT)
     s.steps += 2
+    s.travel += 10**9
     state = s.state_dict()
-    assert set(state) == {"A", "B", "gate", "steps"}
+    assert set(state) == {"A", "B", "gate", "steps", "travel"}
     other = slot(b_zero=True)
     other.load_state_dict(state)
     assert torch.equal(other(y, x), s(y, x))
-    assert other.steps.item() == 2
+    assert other.steps.item() == other.taken == 2
+    assert other.travelled == 1e-3
 
 
 def test_factors_are_a_detached_copy() -> None:

@@ -21,8 +21,8 @@ def test_the_threshold_follows_the_rate_or_not() -> None:
     assert Proximal(weight=0.1).threshold(0.5, 0.4) == 0.2
 
 
-def test_the_weight_fades_by_the_steps_taken_or_stays() -> None:
-    assert [Proximal(weight=0.5, fade=2.0).weight_after(steps) for steps in (0, 2, 6, 998)] == [0.5, 0.25, 0.125, 0.001]
+def test_the_weight_fades_by_the_way_that_b_has_gone_or_stays() -> None:
+    assert [Proximal(weight=0.5, fade=0.25).weight_after(travel) for travel in (0.0, 0.25, 0.75, 124.75)] == [0.5, 0.25, 0.125, 0.001]
     assert Proximal(weight=0.5).weight_after(10**9) == 0.5
 
 

@@ -70,12 +70,27 @@ def test_reach_counts_the_gates_within_the_travel(adapted: Make) -> None:
     assert view(adapted, [0.68, -0.69, 1.3, 2.0], steps=10, penalty=0.25, scheduler=linear).reach == 0.25
     # A constant threshold travels whatever the rate does.
     assert view(adapted, [2.5, -2.6, 1.3, 3.0], steps=10, penalty=0.25, scheduler=linear, step_size="constant").reach == 0.5
-    # A weight that halves after 2 steps: 1/8 x (1 + 2/3 + 1/2) = 13/48 in three steps.
-    assert view(adapted, [0.27, -0.28, 1.3, 2.0], steps=3, penalty=0.25, fade=2.0).reach == 0.25
+    # A weight that halves after 2 steps, when B has travelled 2/4: 1/8 x (1 + 2/3 + 1/2) = 13/48 in three steps.
+    assert view(adapted, [0.27, -0.28, 1.3, 2.0], steps=3, penalty=0.25, fade=0.5).reach == 0.25
+    # Linear to zero over 4 steps, before which B has travelled 0, 1/4, 7/16, 9/16:
+    # 1/8 x (1 + 3/4 x 2/3 + 1/2 x 8/15 + 1/4 x 8/17) = 0.2355.
+    short = lambda o: LambdaLR(o, lambda index: 1 - index / 4)  # noqa: E731
+    assert view(adapted, [0.235, -0.236, 1.3, 2.0], steps=4, penalty=0.25, fade=0.5, scheduler=short).reach == 0.25
+
+
+def test_a_b_that_another_optimizer_holds_is_taken_to_stay(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=0.5, penalty=0.25, fade=0.5))
+    found = gated(trained(model))
+    with torch.no_grad():
+        for slot in found.values():
+            slot.gate.fill_(0.3)
+    view = outlook(found, SGD([slot.gate for slot in found.values()], lr=0.5), None, 3)
+    assert view is not None
+    assert view.reach == 1.0
 
 
 def test_a_penalty_that_is_fixed_and_one_that_fades_from_the_same_value_travel_differently(adapted: Make) -> None:
-    model = adapted(SoRA(rank=4, gate_rate=0.5, penalty=0.25, fade=2.0))
+    model = adapted(SoRA(rank=4, gate_rate=0.5, penalty=0.25, fade=0.5))
     found = gated(trained(model))
     fixed, fading = found.values()
     fixed.fixed_penalty = fading.penalty

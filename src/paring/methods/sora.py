@@ -48,10 +48,11 @@ class SoRA(Method):
         scaling: ``"standard"`` or ``"rs"``.
         penalty: :math:`\lambda`. Adam moves a gate by at most about one rate per step, and the proximal step moves it back by
             :math:`\lambda` rates, so with ``step_size="rate"`` a value in (0, 1) decides who survives.
-        fade: steps ``f`` after which the penalty has halved: :math:`\lambda_k = \lambda / (1 + k / f)` after ``k`` steps;
-            ``None`` keeps it as it is, as in the paper. Ranks are chosen early, while B is small and their loss costs little; later
+        fade: how far B may have travelled when the penalty has halved: :math:`\lambda_k = \lambda / (1 + T_k / f)`, where
+            :math:`T_k` is the sum of B's learning rates so far, which bounds how far Adam can have moved an entry of it; ``None``
+            keeps the penalty as it is, as in the paper. Ranks are chosen early, while B is small and their loss costs little; later
             those that are left train almost free of the penalty's pull. So the share that is left depends less on the number of
-            steps, while a constant penalty goes on lowering it.
+            steps and on the rate, while a constant penalty goes on lowering it.
         gate_rate: the gates' own learning rate; it decides how far a gate can travel. It is a number of its own and no multiple of
             the main rate: gates start at size 1 whatever rate the factors need. ``None`` takes the main rate, as the released code
             does.
@@ -106,8 +107,8 @@ class SoRA(Method):
     dropout: float = 0.0
     scaling: Scaling = "standard"
     penalty: float = 0.35
-    fade: float | None = 60.0
-    gate_rate: float | None = 0.03
+    fade: float | None = 0.15
+    gate_rate: float | None = 0.025
     gate_memory: float | None = 0.98
     gates: Literal["normal", "ones"] = "normal"
     step_size: StepSize = "rate"

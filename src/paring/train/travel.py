@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import warnings
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
 
     A gate that no gradient moves dies if :math:`|g| \le T`. One that Adam pulls away with all its speed dies if
     :math:`|g| \le \sum_t \max(t_t - \eta_t, 0)`. Where the rates to come are unknown the present one is taken for all of them, which bounds
-    ``reach`` from above for a falling rate, and nothing is called doomed.
+    ``reach`` from above for a falling rate and a penalty that does not fade, and nothing is called doomed.
 
     Returns:
         ``None`` if no optimizer holds a gate.
@@ -88,17 +89,19 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
     near: list[torch.Tensor] = []
     far: list[torch.Tensor] = []
     schedules: dict[int, list[list[float]] | None] = {}
-    travels: dict[tuple[int, Proximal, float | None, int], tuple[float, float]] = {}
+    travels: dict[tuple[int, int | None, Proximal, float | None, float], tuple[float, float]] = {}
     for path, owner, group in homes(optimizer, found):
         slot = found[path]
         if id(owner) not in schedules:
             schedules[id(owner)] = rates_left(scheduler, owner, steps)
         known = schedules[id(owner)]
-        key = (id(group), slot.update, slot.fixed_penalty, slot.taken)
+        factors = _place(owner, slot.B)
+        key = (id(group), factors, slot.update, slot.fixed_penalty, slot.travelled)
         if key not in travels:
-            index = next(i for i, other in enumerate(owner.param_groups) if other is group)
-            rates = [float(group["lr"])] * steps if known is None else known[index]
-            thresholds = [float(slot.update.threshold(rate, slot.penalty_in(step))) for step, rate in enumerate(rates)]
+            rates = _rates(owner, _place(owner, slot.gate), steps, known)
+            # How far B will have travelled before each step; one that another optimizer holds is taken to stay where it is.
+            travelled = itertools.accumulate(_rates(owner, factors, steps, known), initial=0.0)
+            thresholds = [float(slot.update.threshold(rate, slot.penalty_after(way))) for rate, way in zip(rates, travelled, strict=False)]
             pulled = [max(threshold - rate, 0.0) for threshold, rate in zip(thresholds, rates, strict=True)]
             travels[key] = (math.fsum(thresholds), math.fsum(pulled) if known is not None else -1.0)
         size = whole(slot.gate).abs().cpu()
@@ -107,6 +110,18 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
     if not near:
         return None
     return Outlook(reach=float(torch.cat(near).float().mean()), doomed=not bool(torch.cat(far).any()))
+
+
+def _place(optimizer: Optimizer, parameter: torch.Tensor) -> int | None:
+    """Which of the optimizer's groups holds the parameter."""
+    return next((i for i, group in enumerate(optimizer.param_groups) if any(other is parameter for other in group["params"])), None)
+
+
+def _rates(optimizer: Optimizer, place: int | None, steps: int, known: list[list[float]] | None) -> list[float]:
+    """The learning rates of a group to come: as foreseen, else as it is now; zero where there is no group."""
+    if place is None:
+        return [0.0] * steps
+    return [float(optimizer.param_groups[place]["lr"])] * steps if known is None else known[place]
 
 
 def warning(view: Outlook, steps: int) -> str | None:

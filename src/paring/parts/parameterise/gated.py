@@ -16,7 +16,7 @@ from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.alive import Alive
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.low_rank import LowRank
-from paring.parts.parameterise.marks import Marks
+from paring.parts.parameterise.marks import UNIT, Marks
 from paring.parts.update.proximal import Proximal
 from paring.parts.update.revive import Always, Revive
 
@@ -49,6 +49,7 @@ class Gated(LowRank):
     """
 
     steps: Tensor
+    travel: Tensor
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class Gated(LowRank):
         self.alive = Alive()
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # The sum of B's learning rates, in units of UNIT: how far a fading penalty has come.
+        self.register_buffer("travel", torch.zeros((), dtype=torch.int64))
         self._watched: weakref.ref[Tensor] | None = None
         _slots.add(self)
 
@@ -114,13 +117,21 @@ class Gated(LowRank):
         return taken
 
     @property
+    def travelled(self) -> float:
+        """The sum of B's learning rates over the steps that moved it, counted on the host: Adam moves an entry by no more."""
+        travel = self.marks.travel
+        if travel is None:
+            self.marks.travel = travel = int(self.travel)
+        return travel * UNIT
+
+    @property
     def penalty(self) -> float:
         """The penalty weight of the next proximal step."""
-        return self.penalty_in(0)
+        return self.penalty_after(0.0)
 
-    def penalty_in(self, steps: int) -> float:
-        """The penalty weight after ``steps`` more proximal steps: what was fixed from outside, else as the update's own fades."""
-        return self.update.weight_after(self.taken + steps) if self.fixed_penalty is None else self.fixed_penalty
+    def penalty_after(self, travel: float) -> float:
+        """The penalty weight when B has travelled ``travel`` farther: what was fixed from outside, else as the update's own fades."""
+        return self.update.weight_after(self.travelled + travel) if self.fixed_penalty is None else self.fixed_penalty
 
     @property
     def pending(self) -> bool:
@@ -137,6 +148,12 @@ class Gated(LowRank):
         self.marks.taken = self.taken + 1
         self.marks.stepped()
         self.alive.follow(self.gate)
+
+    def moved(self, units: int) -> None:
+        """Note that a step has moved B at a learning rate of so many :data:`UNIT`."""
+        self.marks.moving = False
+        if self.marks.travel is not None:
+            self.marks.travel += units
 
     def _live(self) -> Live | None:
         """The ranks to compute with; all in evaluation, and where a compiler traces: it would be bound to their number."""
@@ -195,7 +212,7 @@ class Gated(LowRank):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.marks.taken = None
+        self.marks.taken = self.marks.travel = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -11,6 +11,9 @@ from torch import Tensor
 PATIENCE = 32
 """Backward passes without a proximal step, though something was stepped, after which a loop is told that it trains plain LoRA."""
 
+UNIT = 1e-12
+"""Of a sum of learning rates that is kept as an integer: exact, the same on every device, and no cast of the model rounds it."""
+
 
 class Marks:
     """Plain attributes beside the module: they change at every step, and a module's own attributes are slow to set.
@@ -18,14 +21,18 @@ class Marks:
     Attributes:
         pending: whether the next step of an optimizer that holds the gate is to take the proximal step.
         l1_added: whether the extra L1 term is in the gradient already: where one step calls another, both announce themselves.
+        moving: whether the next step of an optimizer that holds B is to be added to its travel.
         taken: how many proximal steps have been taken, counted on the host; ``None`` until it is read again after a load.
+        travel: the sum of B's learning rates in units of :data:`UNIT`, counted and read again likewise.
         proved: whether one was taken in this process.
     """
 
     def __init__(self) -> None:
         self.pending = False
         self.l1_added = False
+        self.moving = False
         self.taken: int | None = 0
+        self.travel: int | None = 0
         self.proved = False
         self._backwards = 0
         self._missed = False
@@ -34,7 +41,7 @@ class Marks:
 
     def mark(self) -> None:
         """The gate is being trained: the next step is due."""
-        self.pending = True
+        self.pending = self.moving = True
         self.l1_added = False
 
     def stepped(self) -> None:
@@ -77,6 +84,7 @@ class Marks:
     def copied(self) -> Marks:
         """The marks of a copy: what was counted on this gate's own gradients does not go along."""
         twin = Marks()
-        twin.pending, twin.l1_added, twin.taken, twin.proved = self.pending, self.l1_added, self.taken, self.proved
+        twin.pending, twin.moving, twin.l1_added, twin.proved = self.pending, self.moving, self.l1_added, self.proved
+        twin.taken, twin.travel = self.taken, self.travel
         twin._missed, twin._told = self._missed, self._told
         return twin

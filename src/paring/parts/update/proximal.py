@@ -32,8 +32,8 @@ class Proximal(Update):
         weight: :math:`\lambda \ge 0`. With ``step_size="rate"`` it has the units of a gradient; with ``"constant"`` those of a gate.
         operator: ``"exact"``, the proximal operator of the L1 norm, or ``"released"``, what the authors' optimizer does.
         step_size: whether the threshold follows the learning rate (the paper's) or not (the released code's).
-        fade: steps ``f`` after which the weight has halved: :math:`\lambda_k = \lambda / (1 + k / f)` after ``k`` proximal steps;
-            ``None`` keeps it as it is (the paper's).
+        fade: how far B may have travelled when the weight has halved: :math:`\lambda_k = \lambda / (1 + T_k / f)` with
+            :math:`T_k = \sum_{j<k} \eta^B_j`, the sum of B's own learning rates; ``None`` keeps the weight as it is (the paper's).
     """
 
     name: ClassVar[str] = "proximal"
@@ -50,9 +50,9 @@ class Proximal(Update):
         if self.fade is not None:
             number("fade", self.fade, low=0.0, open_low=True)
 
-    def weight_after(self, steps: int) -> float:
-        """The penalty weight when ``steps`` proximal steps have been taken."""
-        return self.weight if self.fade is None else self.weight / (1.0 + steps / self.fade)
+    def weight_after(self, travel: float) -> float:
+        """The penalty weight when B's learning rates sum up to ``travel``."""
+        return self.weight if self.fade is None else self.weight / (1.0 + travel / self.fade)
 
     def threshold(self, rate: Threshold, weight: float) -> Threshold:
         """``rate * weight`` or ``weight``, by ``step_size``; ``weight`` is given because a scheduler may move it."""

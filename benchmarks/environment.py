@@ -56,6 +56,26 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 
+def kept(name: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of ``results/<name>.json``, none if there is no such file.
+
+    Raises:
+        SystemExit: they were measured elsewhere, with other versions or other settings, so one table cannot hold both.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text())
+    now = {**environment(), **settings}
+    differing = [key for key in now if key != "date" and before.get(key) != now[key]]
+    if differing:
+        raise SystemExit(
+            f"{path} was measured with other {', '.join(differing)}; give another --name, or leave out --resume to replace it."
+        )
+    cells: list[dict[str, Any]] = before["cells"]
+    return cells
+
+
 def save(name: str, result: dict[str, Any], measured: dict[str, Any] | None = None) -> Path:
     """Write ``results/<name>.json``: the result, the command that repeats it, and what it was measured with, if not here and now."""
     path = RESULTS / f"{name}.json"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from contestants import CONTESTANTS, DEAD, LIMIT, SHAPES, base, batch
-from environment import save
+from environment import kept, save
 
 PAIRS = (
     ("LoRA", "PEFT LoRA"),
@@ -62,14 +63,20 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true", help="keep the cells of a run that was cut off: same machine, versions, rounds")
     parser.add_argument("--name", default="step-time", help="of the file of results")
     given = parser.parse_args()
     names = list(dict.fromkeys([LIMIT, *given.contestants]))
-    cells = []
+    settings = {"rounds": given.rounds, "dead": DEAD}
+    before = kept(given.name, settings) if given.resume else []
+    cells = [cell for cell in before if set(names) - {LIMIT} <= set(cell["over_limit"])]
+    done = {(cell["model"], cell["dtype"], cell["rank"]) for cell in cells}
     for model in given.models:
         source, data = base(model).to(given.device), batch(model, given.device)
         for dtype in given.dtypes:
             for rank in given.ranks:
+                if (model, dtype, rank) in done:
+                    continue
                 steps = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype == "bf16").step for name in names}
                 times: dict[str, list[float]] = {name: [] for name in names}
                 for turn in range(given.rounds + WARM):
@@ -97,19 +104,19 @@ def main() -> None:
                     for key, (middle, low, high) in cell[kind].items():
                         print(f"  {kind:10} {key:60} {middle:.3f} [{low:.3f}, {high:.3f}]", flush=True)
                 # What is done is kept, whatever becomes of the rest.
-                save(given.name, {"cells": cells, "rounds": given.rounds, "dead": DEAD})
+                save(given.name, {"cells": cells, **settings})
     slopes(cells)
 
 
-def slopes(cells: list[dict[str, object]]) -> None:
+def slopes(cells: list[dict[str, Any]]) -> None:
     """Print how fast each contestant's overhead grows with the rank, by least squares."""
     for model, dtype in dict.fromkeys((cell["model"], cell["dtype"]) for cell in cells):
         group = [cell for cell in cells if (cell["model"], cell["dtype"]) == (model, dtype)]
         if len(group) < 2:
             continue
-        for name in group[0]["over_limit"]:  # type: ignore[attr-defined]
-            values = [cell["over_limit"][name][0] - 1 for cell in group]  # type: ignore[index]
-            slope = np.polyfit([cell["rank"] for cell in group], values, 1)[0]  # type: ignore[arg-type, misc]
+        for name in group[0]["over_limit"]:
+            values = [cell["over_limit"][name][0] - 1 for cell in group]
+            slope = np.polyfit([cell["rank"] for cell in group], values, 1)[0]
             print(f"{model} {dtype} {name}: {100 * slope:.3f} points of the limit for each rank")
 
 

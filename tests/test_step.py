@@ -31,7 +31,7 @@ from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.marks import PATIENCE, UNIT
 from paring.parts.shape import Shape
-from paring.parts.update.revive import Always
+from paring.parts.update.revive import Always, Never
 from paring.train import ParingTrainer, recast
 
 # Powers of two throughout, so that float32 is exact: threshold = rate x penalty = 1/8.
@@ -507,6 +507,75 @@ def test_watched_optimizer_works_alone_and_beside_the_process_wide_hook() -> Non
     assert torch.equal(model.slot.gate, after(2))
 
 
+class Plain:
+    """Gradient descent that knows nothing of torch.optim."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.param_groups = [{"params": parameters, "lr": RATE}]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+        if closure is not None:
+            closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.sub_(group["lr"] * parameter.grad)
+
+
+class Hookless(SGD):
+    """Of torch.optim by its parents, but its step calls no hook."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, lr=RATE)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.sub_(RATE * parameter.grad)
+
+
+def bare_step(optimizer: Any) -> Any:
+    """Take away what torch has put around the class's step when its first object was made."""
+    if isinstance(optimizer, Hookless):
+        Hookless.step = Hookless.step.__wrapped__  # type: ignore[method-assign]
+    return optimizer
+
+
+@pytest.mark.parametrize("make", [Plain, lambda parameters: bare_step(Hookless(parameters))], ids=["plain", "hookless"])
+@pytest.mark.parametrize("closure", [False, True])
+def test_watching_an_optimizer_that_calls_no_hooks(make: Callable[[list[nn.Parameter]], Any], closure: bool) -> None:
+    model = Tiny(revive=Never(), gate_rate=None)
+    optimizer = make(trained(model))
+
+    def once() -> None:
+        if closure:
+            optimizer.step(lambda: model.still().backward())
+        else:
+            model.still().backward()
+            optimizer.step()
+        model.zero_grad()
+
+    once()
+    assert torch.equal(model.slot.gate, after(0)), "nothing calls it by itself"
+    (handle,) = step.watch(optimizer)
+    for index in range(max(LIVES)):
+        once()
+        assert torch.equal(model.slot.gate, after(index + 1))
+    handle.remove()
+    once()
+    assert model.slot.steps == max(LIVES)
+
+
+def test_watching_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(StepError, match="Linear has no step and no param_groups"):
+        step.watch(nn.Linear(2, 2))
+
+
 def test_muon_for_factors_and_adamw_for_gates() -> None:
     model = Tiny()
     muon = torch.optim.Muon([model.slot.A, model.slot.B], lr=1e-3)
@@ -543,6 +612,30 @@ REFUSED: dict[str, tuple[Callable[[list[nn.Parameter]], Any], str]] = {
     "SGDScheduleFreeClosure": (lambda p: schedulefree.SGDScheduleFreeClosure(p, lr=RATE), "averag"),
     "ScheduleFreeWrapper": (lambda p: _in_train_mode(schedulefree.ScheduleFreeWrapper(SGD(p, lr=RATE))), "averag"),
 }
+
+
+SHARED: dict[str, tuple[dict[str, Any], Callable[[Tiny], list[Any]], bool]] = {
+    "all in one group": ({}, trained, True),
+    "own group": ({}, lambda model: [{"params": [model.slot.gate]}, {"params": [model.slot.A, model.slot.B, model.head]}], False),
+    "the main rate is asked for": ({"gate_rate": None}, trained, False),
+}
+
+
+@pytest.mark.parametrize(("settings", "groups", "warned"), SHARED.values(), ids=SHARED)
+def test_a_loop_that_steps_the_gates_at_the_main_rate_is_told_once(
+    settings: dict[str, Any], groups: Callable[[Tiny], list[Any]], warned: bool
+) -> None:
+    model = Tiny(**settings)
+    optimizer = SGD(groups(model), lr=RATE)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model.moving().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    told = [str(item.message) for item in caught if "share a parameter group" in str(item.message)]
+    assert len(told) == warned
+    assert all("asks for 0.025" in text and "create_optimizer" in text for text in told)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -653,7 +746,7 @@ def test_loop_without_the_gate_warns_at_the_last_backward_of_its_patience(calls:
 
 
 def test_loop_with_the_gate_never_warns() -> None:
-    model = Tiny()
+    model = Tiny(gate_rate=None)
     optimizer = SGD(trained(model), lr=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ _installed: list[RemovableHandle] = []
 _checked: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
 _held: weakref.WeakKeyDictionary[Optimizer, list[tuple[list[Gated], Hold]]] = weakref.WeakKeyDictionary()
 _decay_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+_sharing_warned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
 
 
 def install() -> None:
@@ -46,13 +47,57 @@ def uninstall() -> None:
         _installed.pop().remove()
 
 
-def watch(optimizer: Optimizer) -> tuple[RemovableHandle, RemovableHandle]:
+class Handle(Protocol):
+    """What ends a watch."""
+
+    def remove(self) -> None:
+        """End it."""
+        ...
+
+
+def watch(optimizer: Any) -> tuple[Handle, ...]:
     """Take the proximal step after this optimizer's steps, with or without the process-wide hook.
 
+    One that calls the hooks of ``torch.optim`` gets two. Of any other the ``step`` of this very object is wrapped; it must have
+    ``param_groups``, whose groups hold the gates under ``params`` and their learning rate under ``lr``, and ``state`` by parameter.
+
     Returns:
-        Two handles; ``remove()`` ends it.
+        Handles; ``remove()`` of each ends it.
+
+    Raises:
+        StepError: the object has no such attributes.
     """
-    return optimizer.register_step_pre_hook(_eager(_before)), optimizer.register_step_post_hook(_eager(_after))
+    if isinstance(optimizer, Optimizer) and "hooked" in vars(type(optimizer).step):
+        return optimizer.register_step_pre_hook(_eager(_before)), optimizer.register_step_post_hook(_eager(_after))
+    missing = [name for name in ("step", "param_groups", "state") if not hasattr(optimizer, name)]
+    if missing:
+        raise StepError(
+            f"{type(optimizer).__name__} has no {' and no '.join(missing)}, so its steps cannot be followed. "
+            "Watch the optimizer inside it, or step the gates with torch.optim.AdamW or SGD."
+        )
+    return (_Wrapped(optimizer),)
+
+
+class _Wrapped:
+    """The step of one object, with what the hooks would do around it."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._inner = optimizer.step
+        self._before, self._after = _eager(_before), _eager(_after)
+        optimizer.step = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        changed = self._before(self._optimizer, (self._optimizer, *args), kwargs)
+        if changed is not None:
+            (_, *args), kwargs = changed
+        result = self._inner(*args, **kwargs)
+        self._after(self._optimizer, (self._optimizer, *args), kwargs)
+        return result
+
+    def remove(self) -> None:
+        """Put the step back as it was."""
+        self._optimizer.step = self._inner
 
 
 def _eager(hook: Any) -> Any:
@@ -159,10 +204,12 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _shrink(optimizer: Optimizer, due: Sequence[tuple[Gated, dict[str, Any]]], held: Sequence[tuple[list[Gated], Hold]]) -> None:
     seen = _checked.setdefault(optimizer, set())
-    for _, group in due:
+    for slot, group in due:
         if id(group) not in seen:
             check(optimizer, group)
             seen.add(id(group))
+            if slot.rate is not None and shared(group):
+                warn_of_sharing(optimizer, f"{slot.rate:g}")
     # torch.amp.GradScaler tells a fused optimizer to skip a step through this attribute, a tensor on the device; the hook still
     # fires, so the threshold is multiplied by zero then, without reading it on the host.
     found_inf: Tensor | None = vars(optimizer).get("found_inf")
@@ -245,3 +292,22 @@ def check(optimizer: Optimizer, group: dict[str, Any]) -> None:
             "paring.train.create_optimizer(model, ...) gives them a group of their own.",
             stacklevel=2,
         )
+
+
+def shared(group: dict[str, Any]) -> bool:
+    """Whether a parameter group holds anything but gates."""
+    gates = {id(slot.gate) for slot in gated_slots()}
+    return any(id(parameter) not in gates for parameter in group["params"])
+
+
+def warn_of_sharing(optimizer: Optimizer, asked: str) -> None:
+    """Tell once that the gates of this optimizer move at the main rate, where their method asks for another."""
+    if optimizer in _sharing_warned:
+        return
+    _sharing_warned.add(optimizer)
+    warnings.warn(
+        f"The gates share a parameter group with other parameters, so they move at the main learning rate, where the method asks "
+        f"for {asked}: another share of them will reach zero, or none. Use ParingTrainer (ParingTrainerMixin with other trainers), "
+        "or pass an optimizer made by paring.train.create_optimizer(model, lr=...).",
+        stacklevel=3,
+    )

@@ -114,6 +114,7 @@ def test_doomed_only_if_full_speed_cannot_escape(adapted: Make) -> None:
 
 def test_warning_says_what_to_change(adapted: Make) -> None:
     assert "gate_rate" in str(warning(view(adapted, [2.0] * 4, steps=2, penalty=0.25), 2))
+    assert "at zero already" in str(warning(view(adapted, [0.0] * 4, steps=9, penalty=0.5), 9))
     assert "Lower penalty" in str(warning(view(adapted, [1.0] * 4, steps=9, penalty=3.0), 9))
     assert warning(view(adapted, [0.1, 2.0, 2.0, 2.0], steps=2, penalty=0.25), 2) is None
 

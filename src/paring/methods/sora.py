@@ -159,7 +159,7 @@ class SoRA(Method):
         self.check(shape)
         start = self.init.factors(shape, self.rank, scale_of(self.alpha, self.rank, self.scaling), generator)
         gate = torch.randn(self.rank, generator=generator, device="cpu") if self.gates == "normal" else torch.ones(self.rank, device="cpu")
-        return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout, self.revive)
+        return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout, self.revive, self.gate_rate)
 
     @classmethod
     def from_adapter(cls, adapter: Adapter, source: str | None = None, **settings: Any) -> SoRA:

@@ -88,7 +88,8 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 f"{kind} does not hold them: build it after the adapter was attached, from all trainable parameters "
                 "(paring.train.create_optimizer(model, lr=...) does)."
                 if not held.issuperset(lost)
-                else f"{kind} does not call torch.optim's step hooks: use an optimizer of torch.optim, or paring.step.watch(optimizer)."
+                else f"{kind} does not call torch.optim's step hooks: use an optimizer of torch.optim, "
+                "or call paring.step.watch(optimizer) before the run."
             )
             raise StepError(
                 f"An optimizer step went by and no proximal step ran on {len(lost)} of {len(self._gated)} gates (first: {lost[0]!r}). {why}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from paring.core.errors import StepError
 from paring.method import Rate
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.gated import Gated
-from paring.step import check
+from paring.step import check, shared, warn_of_sharing
 from paring.train.look import gated, trained
 
 
@@ -113,21 +112,16 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         StepError: see :func:`paring.step.check`.
     """
     found = gated(trained(model))
-    gates = {id(slot.gate) for slot in found.values()}
-    shared = False
+    sharing = []
     for _, owner, group in homes(optimizer, found):
         check(owner, group)
-        shared = shared or any(id(parameter) not in gates for parameter in group["params"])
+        if shared(group):
+            sharing.append(owner)
     names = [name for name in adapters(model) if any(slot in found.values() for slot in slots(model, name).values())]
     asked = [rate for name in names if (rate := method_of(model, name).rates().get(Role.GATE, Rate())) != Rate()]
-    if shared and any(rate.fixed is not None or rate.multiple != 1.0 for rate in asked):
+    if sharing and any(rate.fixed is not None or rate.multiple != 1.0 for rate in asked):
         own = " or ".join(f"{rate.fixed:g}" if rate.fixed is not None else f"{rate.multiple:g} times that" for rate in asked)
-        warnings.warn(
-            f"The gates share a parameter group with other parameters, so they move at the main learning rate, where the method asks "
-            f"for {own}: another share of them will reach zero, or none. Use ParingTrainer (ParingTrainerMixin with other trainers), "
-            "or pass an optimizer made by paring.train.create_optimizer(model, lr=...).",
-            stacklevel=2,
-        )
+        warn_of_sharing(sharing[0], own)
 
 
 def missed(found: dict[str, Gated]) -> list[str]:

@@ -70,10 +70,12 @@ class Outlook:
     Attributes:
         reach: share of all gates, dead ones included, that end at zero if no gradient moves them.
         doomed: whether all end at zero even if every gradient pulls away at Adam's full speed, one rate a step.
+        dead: whether all are at zero already.
     """
 
     reach: float
     doomed: bool
+    dead: bool = False
 
 
 def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int) -> Outlook | None:
@@ -88,6 +90,7 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
     """
     near: list[torch.Tensor] = []
     far: list[torch.Tensor] = []
+    alive = False
     schedules: dict[int, list[list[float]] | None] = {}
     travels: dict[tuple[int, int | None, Proximal, float | None, float], tuple[float, float]] = {}
     for path, owner, group in homes(optimizer, found):
@@ -107,9 +110,10 @@ def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int)
         size = whole(slot.gate).abs().cpu()
         near.append(size <= travels[key][0])
         far.append(size > travels[key][1])
+        alive = alive or bool(size.any())
     if not near:
         return None
-    return Outlook(reach=float(torch.cat(near).float().mean()), doomed=not bool(torch.cat(far).any()))
+    return Outlook(reach=float(torch.cat(near).float().mean()), doomed=not bool(torch.cat(far).any()), dead=not alive)
 
 
 def _place(optimizer: Optimizer, parameter: torch.Tensor) -> int | None:
@@ -126,6 +130,11 @@ def _rates(optimizer: Optimizer, place: int | None, steps: int, known: list[list
 
 def warning(view: Outlook, steps: int) -> str | None:
     """The sentence that a run deserves to hear, if any."""
+    if view.dead:
+        return (
+            f"The {steps} steps left begin with every gate at zero already: the adapter is empty, and with revive=Never() stays so. "
+            "Lower gate_rate (how far a gate can travel in a step) or penalty."
+        )
     if view.doomed:
         return (
             f"The {steps} steps left will set every gate to zero, whatever the gradients do: the adapter ends empty. "

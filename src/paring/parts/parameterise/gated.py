@@ -46,6 +46,7 @@ class Gated(LowRank):
         l1: weight of the extra L1 term that the released code adds to the loss, as the mean over all gate entries; 0 is off.
         dropout: as in :class:`LowRank`.
         revive: when dead gates get their gradient.
+        rate: the learning rate that the method asks for the gate, for those who check; ``None`` is the main one.
     """
 
     steps: Tensor
@@ -58,6 +59,7 @@ class Gated(LowRank):
         l1: float = 0.0,
         dropout: float = 0.0,
         revive: Revive = Always(),  # noqa: B008 - frozen
+        rate: float | None = None,
     ) -> None:
         super().__init__(start, dropout)
         assert start.gate is not None
@@ -66,6 +68,7 @@ class Gated(LowRank):
         self.fixed_penalty: float | None = None
         self.l1 = l1
         self.revive = revive
+        self.rate = rate
         self.marks = Marks()
         self.alive = Alive()
         # How often the proximal step has run; saved with the slot, so that an export can tell after a restart.

@@ -8,20 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import paring
 from paring import api
-from paring.core.errors import ExportError, SettingError
+from paring.core.errors import ExportError, OutputExistsError, SettingError, TargetError
 from paring.methods.lora import LoRA
 
 
-def model() -> Any:
-    """A small classifier with an adapter that does something."""
+def bert() -> Any:
+    """A small classifier."""
     torch.manual_seed(0)
     config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
-    adapted = paring.adapt(BertForSequenceClassification(config), LoRA(rank=2, alpha=4), task_type="SEQ_CLS", seed=0)
+    return BertForSequenceClassification(config)
+
+
+def model(base: Any = None, **settings: Any) -> Any:
+    """A small classifier with an adapter that does something."""
+    adapted = paring.adapt(bert() if base is None else base, LoRA(rank=2, alpha=4), task_type="SEQ_CLS", seed=0, **settings)
     for name, parameter in adapted.named_parameters():
         if name.endswith(".B"):
             nn.init.normal_(parameter)
@@ -104,3 +110,46 @@ def test_padding_to_the_rank_that_an_engine_wants(tmp_path: Path) -> None:
     assert {factors.rank for factors in read.modules.values()} == {8}
     with pytest.raises(SettingError, match="pad_to=8 needs layout='uniform'"):
         paring.export(model(), tmp_path / "other", pad_to=8)
+
+
+@pytest.mark.parametrize("along", [True, False])
+def test_the_model_cards_lines_load_the_trained_tokenizer(along: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Where "org/base" is a folder as well as a name of the hub.
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "good": 1, "bad": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    tokenizer.save_pretrained("org/base")
+    bert().save_pretrained("org/base")
+    adapted = model(BertForSequenceClassification.from_pretrained("org/base"))
+    out = paring.export(adapted, tmp_path / "out", tokenizer=tokenizer if along else None)
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    loaded: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(out)), loaded)
+    assert loaded["tokenizer"]("good bad ugly")["input_ids"] == [1, 2, 0]
+    ids = torch.arange(6)[None]
+    assert torch.allclose(loaded["model"].eval()(ids).logits, adapted.eval()(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["org/base", None])
+def test_a_name_is_no_model(name: Any) -> None:
+    with pytest.raises(SettingError, match=rf"model={name!r}: give the model itself, .*from_pretrained\("):
+        paring.adapt(name, LoRA(rank=2))
+
+
+def test_an_adapter_of_another_name_is_asked_for_by_its_own(tmp_path: Path) -> None:
+    adapted = model(adapter="first")
+    for asked in (paring.ranks, paring.snapshot, lambda model: paring.export(model, tmp_path / "out")):
+        with pytest.raises(TargetError, match=r"no adapter 'default' on this model, only 'first'\. Pass adapter='first'"):
+            asked(adapted)
+    assert paring.ranks(adapted, adapter="first")
+    second = model(adapted, adapter="second")
+    with pytest.raises(TargetError, match=r"only 'first', 'second'\. Pass adapter='first' or adapter='second'"):
+        paring.ranks(second)
+
+
+def test_the_error_for_a_folder_that_exists_names_the_argument(tmp_path: Path) -> None:
+    adapted = model()
+    paring.export(adapted, tmp_path / "out")
+    with pytest.raises(OutputExistsError, match="overwrite=True"):
+        paring.export(adapted, tmp_path / "out")
+    paring.export(adapted, tmp_path / "out", overwrite=True)

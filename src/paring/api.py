@@ -21,6 +21,7 @@ from paring.core.errors import ExportError, SettingError
 from paring.exchange.card import model_card
 from paring.exchange.compare import differences
 from paring.exchange.engines import Finding, lint
+from paring.exchange.layout import TOKENIZER
 from paring.exchange.read import read
 from paring.exchange.write import Layout, write
 from paring.method import Method
@@ -46,7 +47,7 @@ def adapt(
     target_modules: str | Sequence[str] = "all-linear",
     task_type: str | None = None,
     adapter: str = "default",
-    modules_to_save: Sequence[str] | None = None,
+    modules_to_save: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
     seed: int | None = None,
 ) -> PeftModel:
@@ -58,7 +59,7 @@ def adapt(
         target_modules: ``"all-linear"``, names or suffixes of modules, or a regular expression over full names.
         task_type: PEFT's task type. With ``"SEQ_CLS"`` and ``"TOKEN_CLS"`` the head is trained too.
         adapter: the adapter's name.
-        modules_to_save: further modules to train fully and to save along.
+        modules_to_save: further modules to train fully and to save along; one name or several.
         exclude_modules: modules to leave out.
         seed: seed of the factors' start; ``None`` draws one from torch's default generator and keeps it in the configuration.
 
@@ -67,17 +68,18 @@ def adapt(
         start at zero.
 
     Raises:
-        TargetError: a target matches nothing, or cannot be adapted.
-        SettingError: the method does not fit a module.
+        TargetError: a name matches nothing, a target cannot be adapted, or a pattern is none.
+        SettingError: the method does not fit a module, or a setting makes no sense.
     """
+    _check_model(model)
     if not isinstance(method, Method):
         raise SettingError(f"method={method!r}: give a method, such as SoRA(rank=8, alpha=16) from paring.methods.sora.")
     register()
     config = ParingConfig(
         method=method,
-        target_modules=target_modules if isinstance(target_modules, str) else list(target_modules),
-        exclude_modules=exclude_modules if exclude_modules is None or isinstance(exclude_modules, str) else list(exclude_modules),
-        modules_to_save=None if modules_to_save is None else list(modules_to_save),
+        target_modules=_names(target_modules),
+        exclude_modules=_names(exclude_modules),
+        modules_to_save=_names(modules_to_save),
         task_type=task_type,
         seed=seed,
     )
@@ -88,6 +90,21 @@ def adapt(
     adapted = get_peft_model(model, config, adapter_name=adapter)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def _check_model(model: object) -> None:
+    """Refuse a name in the place of a model.
+
+    Raises:
+        SettingError: with what to load it with.
+    """
+    if not isinstance(model, nn.Module):
+        name = repr(model) if isinstance(model, str) else "name"
+        raise SettingError(f"model={model!r}: give the model itself, such as AutoModelForSequenceClassification.from_pretrained({name}).")
+
+
+def _names(given: str | Sequence[str] | None) -> str | list[str] | None:
+    return given if given is None or isinstance(given, str) else list(given)
 
 
 def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
@@ -127,7 +144,7 @@ def export(
         dtype: type of the tensors written; ``None`` keeps that of the trained ones.
         overwrite: replace an existing folder.
         force: export although the proximal step never ran.
-        tokenizer: saved along, with its chat template.
+        tokenizer: saved along, with its chat template; without it the model card loads the base model's.
         command: the command line that repeats the run, for the model card.
         metrics: final metrics, for the model card.
 
@@ -155,6 +172,8 @@ def export(
     if sharded(model) and torch.distributed.get_rank() != 0:
         return Path(folder)  # All processes have gathered the shards above; one of them writes.
 
+    companions = _companions(model, tokenizer)
+
     def check(written: Path) -> None:
         _compare(read(written), live, dtype)
 
@@ -166,8 +185,8 @@ def export(
         dtype=dtype,
         overwrite=overwrite,
         module_names=module_names(model),
-        extra_files=_companions(model, tokenizer),
-        card=model_card(live, command=command, metrics=metrics),
+        extra_files=companions,
+        card=model_card(live, command=command, metrics=metrics, tokenizer=TOKENIZER in companions),
         command=command,
         check=check,
     )

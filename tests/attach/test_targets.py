@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import cpu_offload
+from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, DistilBertConfig, DistilBertForSequenceClassification
 
 import paring
+from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
 from paring.core.errors import AdapterError, TargetError
 from paring.methods.lora import LoRA
@@ -46,9 +49,9 @@ class Towers(nn.Module):
         return self.towers["text-encoder"](x) + self.towers["image-encoder"](x)
 
 
-def bert() -> Any:
+def bert(layers: int = 1) -> Any:
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    config = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24)
     return BertForMaskedLM(config).eval()
 
 
@@ -83,6 +86,69 @@ def test_a_head_that_peft_trains_fully_is_no_target() -> None:
     with pytest.raises(TargetError, match=r"'pre_classifier'.*trained fully as well"):
         paring.adapt(model, METHOD, target_modules=["q_lin", "pre_classifier"], task_type="SEQ_CLS", seed=0)
     assert wrapped(model) == []
+
+
+@pytest.mark.parametrize("target", ["classifier", ["classifier"], ["q_lin", "classifier"]])
+def test_the_head_as_a_target_is_said_to_be_trained_already(target: Any) -> None:
+    model = distilbert()
+    with pytest.raises(TargetError, match="'classifier'.* is trained in full already"):
+        paring.adapt(model, METHOD, target_modules=target, task_type="SEQ_CLS", seed=0)
+    assert wrapped(model) == []
+
+
+@pytest.mark.parametrize("targets", [["query"], "all-linear"])
+def test_layers_are_those_that_are_asked_for(targets: Any) -> None:
+    config = ParingConfig(method=METHOD, target_modules=targets, layers_to_transform=[1, 2])
+    names = list(paring.ranks(get_peft_model(bert(3), config)))
+    assert names
+    assert {name.split(".")[3] for name in names} == {"1", "2"}
+
+
+@pytest.mark.parametrize("targets", [["query"], "all-linear"])
+@pytest.mark.parametrize("layers", [17, [17, 18]])
+def test_layers_that_are_not_there_are_named(targets: Any, layers: Any) -> None:
+    model = bert(3)
+    config = ParingConfig(method=METHOD, target_modules=targets, layers_to_transform=layers)
+    with pytest.raises(TargetError, match=rf"outside of layers_to_transform = {re.escape(repr(layers))} \(they lie in layers 0 to 2\)"):
+        get_peft_model(model, config)
+    assert wrapped(model) == []
+
+
+def test_exclusions_that_leave_nothing_are_named() -> None:
+    with pytest.raises(TargetError, match=r"target_modules='all-linear' matches only .* are in exclude_modules = '\.\*'"):
+        paring.adapt(bert(), METHOD, exclude_modules=".*", seed=0)
+
+
+@pytest.mark.parametrize("setting", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_a_broken_pattern_is_named(setting: str) -> None:
+    model = bert()
+    with pytest.raises(TargetError, match=rf"{setting}: '\[' is no regular expression"):
+        paring.adapt(model, METHOD, seed=0, **{setting: "["})  # type: ignore[arg-type]
+    assert wrapped(model) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "near"),
+    [("exclude_modules", ["querry"], "query"), ("exclude_modules", "querry", "query"), ("modules_to_save", ["clasifier"], "classifier")],
+)
+def test_names_that_match_nothing_are_refused_with_near_ones(setting: str, given: Any, near: str) -> None:
+    model = distilbert() if setting == "modules_to_save" else bert()
+    wrong = given if isinstance(given, str) else given[0]
+    with pytest.raises(TargetError, match=rf"{setting}.*{wrong!r}.* matches no module.*Did you mean '{near}'"):
+        paring.adapt(model, METHOD, seed=0, **{setting: given})
+    assert wrapped(model) == []
+
+
+def test_names_that_a_task_implies_need_not_be_there_nor_any_in_a_model_for_inference() -> None:
+    # PEFT writes both names of a head for classification into the configuration, and a model has one of them.
+    assert paring.adapt(distilbert(), METHOD, modules_to_save=["score"], task_type="SEQ_CLS", seed=0)
+    config = ParingConfig(method=METHOD, target_modules=["query"], exclude_modules=["cls.gone"], inference_mode=True)
+    assert paring.ranks(get_peft_model(bert(), config))
+
+
+def test_one_module_to_save_is_one_name() -> None:
+    adapted = paring.adapt(bert(), METHOD, target_modules=["query"], modules_to_save="decoder", seed=0)
+    assert {name.rpartition(".")[0] for name in paring.snapshot(adapted).heads} == {"cls.predictions.decoder"}
 
 
 def test_a_module_with_two_names_is_refused() -> None:

@@ -83,11 +83,12 @@ def test_bad_settings(change: dict[str, object], words: list[str], flags: dict[s
         (b"", ["empty"]),
         (b"text\tlabel\n", ["no rows"]),
         (b"text\tlabel\nthe caf\xe9\tgood\nfine\tbad\n", ["UTF-8", "0xe9", "line 2", "iconv"]),
-        (b"text\tlabel\nfine\tgood\nawful\t\n", ["Row 2", "no label"]),
+        (b"text\tlabel\nfine\tgood\nawful\t\n", ["Row 2 of ", "train.tsv", "no label"]),
         (b"text\tlabel\nfine\tgood\ngreat\tgood\n", ["same label"]),
         (b"text\tmood\nfine\tgood\nawful\tbad\n", ["no column with labels", "mood"]),
         (b"words\tlabel\nfine\tgood\nawful\tbad\n", ["No column with text", "words"]),
-        (b"text\tlabel\nfine\tgood\textra\nawful\tbad\n", ["could not be read", "train.tsv"]),
+        (b"text\tlabel\nfine\tgood\textra\nawful\tbad\n", ["could not be read", "train.tsv", "3 fields", "hold no tab"]),
+        (b"text\tlabel\nfine\tgood\nawful\n", ["could not be read", "line 3 has 1 field,", "too few"]),
         (b"text\ttext\nfine\tgood\n", ["twice"]),
     ],
 )
@@ -263,8 +264,8 @@ def test_an_export_where_a_checkpoint_is_asked_for(trained: Path, tmp_path: Path
 
 def test_nothing_is_overwritten_unasked(trained: Path, adapter: Path, refused: Refused) -> None:
     before = {item.name: item.read_bytes() for item in adapter.iterdir()}
-    assert "exists" in refused("export", trained / "checkpoint-8", adapter)
-    assert "exists" in refused("fuse", trained / "adapter", adapter)
+    assert "--overwrite" in refused("export", trained / "checkpoint-8", adapter)
+    assert "--overwrite" in refused("fuse", trained / "adapter", adapter)
     assert {item.name: item.read_bytes() for item in adapter.iterdir()} == before
 
 
@@ -319,12 +320,118 @@ def test_an_encoder_cannot_continue_text(flags: dict[str, object], tmp_path: Pat
         ({"max_steps": 0}, "--max_steps 0"),
         ({"num_train_epochs": 0}, "--num_train_epochs 0"),
         ({"max_length": 0}, "--max_length 0"),
+        ({"max_train_samples": 0}, "--max_train_samples 0: give at least 1"),
+        ({"max_eval_samples": -1}, "--max_eval_samples -1: give at least 1"),
+        ({"logging_steps": 0}, "--logging_steps 0: give at least 1"),
+        ({"save_total_limit": 0}, "--save_total_limit 0: give at least 1"),
+        ({"learning_rate": -1}, "--learning_rate -1.0: give a finite number of at least 0"),
+        ({"learning_rate": ".nan"}, "--learning_rate nan: give a finite number"),
+        ({"warmup_steps": -3}, "--warmup_steps -3.0: give a finite number of at least 0"),
+        ({"weight_decay": -1}, "--weight_decay -1.0: give a finite number of at least 0"),
+        ({"max_grad_norm": -1}, "--max_grad_norm -1.0: give a finite number of at least 0"),
+        ({"seed": -1}, "--seed -1: give a whole number from 0"),
+        ({"lr_scheduler_type": "lnear"}, "--lr_scheduler_type lnear: there is no such one. Did you mean 'linear'"),
+        ({"optim": "adamww"}, "--optim adamww: there is no such one. Did you mean"),
+        ({"report_to": "tensorbord"}, "--report_to tensorbord: there is no such one. Did you mean 'tensorboard'"),
+        ({"target_modules": "["}, "--target_modules '[' is no valid regular expression"),
+        ({"target_modules": ".*(query"}, "--target_modules '.*(query' is no valid regular expression"),
+        ({"exclude_modules": "*query"}, "--exclude_modules '*query' is no valid regular expression"),
         ({"early_stopping_patience": 1, "metric_for_best_model": "acuracy"}, "Did you mean 'accuracy'"),
     ],
 )
 def test_numbers_and_names_that_would_fail_later(change: dict[str, object], words: str, flags: dict[str, object], refused: Refused) -> None:
     assert words in refused("train", **{**flags, **change})
-    assert not list(Path(str(flags["output_dir"])).glob("*"))
+    assert not Path(str(flags["output_dir"])).exists()
+
+
+def test_a_tracker_that_is_not_installed(flags: dict[str, object], refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paring.cli.run.checks.get_available_reporting_integrations", lambda: ["trackio"])
+    assert "pip install azureml-core" in refused("train", **flags, report_to="trackio,azure_ml")
+    assert "pip install wandb" in refused("train", **flags, report_to="wandb")
+    assert not Path(str(flags["output_dir"])).exists()
+
+
+def test_what_fails_late_leaves_no_empty_folder(flags: dict[str, object], refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paring.core.errors import SettingError
+    from paring.train import ParingTrainer
+
+    out = Path(str(flags["output_dir"]))
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        out.mkdir(exist_ok=True)
+        raise SettingError("no.")
+
+    monkeypatch.setattr(ParingTrainer, "train", fails)
+    refused("train", **flags)
+    assert not out.exists()
+    out.mkdir()
+    refused("train", **flags)
+    assert out.is_dir(), "a folder that was there stays"
+
+
+def test_a_start_in_two_places(flags: dict[str, object], trained: Path, refused: Refused) -> None:
+    said = refused("train", **flags, init_adapter=trained / "adapter", init="kaiming_zero")
+    assert "--init 'kaiming_zero' and --init_adapter both say where the adapter starts" in said
+
+
+def test_a_label_among_the_texts(flags: dict[str, object], refused: Refused) -> None:
+    said = refused("train", **{**flags, "text_columns": "text,label"})
+    assert "text_columns=text,label has column 'label', which is the label" in said
+
+
+def test_questions_and_answers_without_a_label(
+    llama: Path, jsonl: Callable[..., Path], tmp_path: Path, refused: Refused, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = jsonl("math.jsonl", *({"question": f"{text}?", "answer": mood, "id": 1} for text, mood in sentences(8)))
+    flags = {"model_name_or_path": llama, "dataset_name": data, "output_dir": tmp_path / "out", "rank": 2, "eval_share": 0}
+    assert "--task causal-lm" in (said := refused("train", **flags))
+    assert "--text_columns PROMPT,COMPLETION, such as question,answer" in said
+    # A model that is not there: what is read of the data is said before it is loaded.
+    flags["model_name_or_path"] = "nobody/nothing"
+    assert run("train", **flags, task="causal-lm") == 1
+    assert "columns that are not read: answer, id (--text_columns PROMPT,COMPLETION reads two)\n" in capsys.readouterr().err
+    assert run("train", **flags, task="causal-lm", text_columns="question,answer") == 1
+    assert "columns that are not read: id\n" in capsys.readouterr().err
+
+
+def test_an_adapter_for_a_model(flags: dict[str, object], bert: Path, trained: Path, refused: Refused) -> None:
+    said = refused("train", **{**flags, "model_name_or_path": trained / "adapter"})
+    assert "is an adapter, not a model" in said
+    assert f"its base {str(bert)!r} as --model_name_or_path" in said
+    assert "--init_adapter" in said
+
+
+@pytest.mark.parametrize("command", ["predict", "verify", "inspect", "eval", "fuse"])
+def test_a_run_for_its_adapter(command: str, trained: Path, moods: Path, tmp_path: Path, refused: Refused) -> None:
+    more = {"predict": ["fine"], "eval": [moods], "fuse": [tmp_path / "fused"]}.get(command, [])
+    assert f"its adapter is {str(trained / 'adapter')!r}, give that" in refused(command, trained, *more)
+    shutil.copytree(trained / "checkpoint-8", tmp_path / "run" / "checkpoint-8")
+    assert f"paring export {tmp_path / 'run' / 'checkpoint-8'} FOLDER" in refused(command, tmp_path / "run", *more)
+    assert not (tmp_path / "fused").exists()
+
+
+def test_a_checkpoint_for_an_adapter(flags: dict[str, object], trained: Path, refused: Refused) -> None:
+    checkpoint = trained / "checkpoint-8"
+    cure = f"paring export {checkpoint} FOLDER"
+    assert cure in refused("predict", checkpoint, "fine")
+    assert cure in refused("verify", checkpoint)
+    assert cure in refused("train", **flags, init_adapter=checkpoint)
+
+
+def test_a_checkpoint_that_is_not_there(trained: Path, tmp_path: Path, refused: Refused) -> None:
+    said = refused("export", trained / "checkpoint-5", tmp_path / "out")
+    assert f"There is no folder {str(trained / 'checkpoint-5')!r}" in said
+    assert "checkpoint-4, checkpoint-8" in said
+    assert "give one of those in it: checkpoint-4, checkpoint-8" in refused("export", trained, tmp_path / "out")
+
+
+@pytest.mark.parametrize("end", [{}, {"max_steps": 4}])
+def test_resuming_where_nothing_is_left(end: dict[str, object], flags: dict[str, object], trained: Path, refused: Refused) -> None:
+    said = refused("train", **{**flags, **end}, resume_from_checkpoint=trained / "checkpoint-8")
+    asked = "--max_steps 4 ends at step 4" if end else "--num_train_epochs 2 ends at step 8"
+    assert f"is at step 8, and {asked}" in said
+    assert f"paring export {trained / 'checkpoint-8'} FOLDER" in said
+    assert not Path(str(flags["output_dir"])).exists()
 
 
 def test_every_gate_at_zero_keeps_the_record(flags: dict[str, object], refused: Refused) -> None:

@@ -77,6 +77,25 @@ def test_fuse_leaves_a_model_that_needs_no_adapter(trained: Path, run: Run, tmp_
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_fuse_replaces_what_it_wrote_and_nothing_else(trained: Path, run: Run, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "fused"
+    assert run("fuse", trained / "adapter", out) == 0
+    (out / "model.safetensors").write_bytes(b"old")
+    assert run("fuse", "--overwrite", trained / "adapter", out) == 0
+    assert (out / "model.safetensors").stat().st_size > 1000
+    assert [item.name for item in tmp_path.iterdir()] == ["fused"]
+    (out / "thesis.txt").write_text("mine", encoding="utf-8")
+    assert run("fuse", "--overwrite", trained / "adapter", out) == 1
+    assert "thesis.txt" in capsys.readouterr().err
+    assert (out / "thesis.txt").is_file()
+
+
+def test_texts_after_flags(trained: Path, run: Run, tmp_path: Path, capsys: Capture) -> None:
+    assert run("predict", trained / "adapter", TEXTS[0], "--batch_size", "4", *TEXTS[1:], "--dtype=float32", "--", "-x") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["text"] for line in lines] == [*TEXTS, "-x"]
+
+
 def test_inspect_counts_ranks_and_what_plain_lora_would_cost(trained: Path, run: Run, capsys: Capture) -> None:
     assert run("inspect", trained / "adapter") == 0
     shown = capsys.readouterr().out

@@ -12,13 +12,15 @@ from jsonargparse import ArgumentParser
 
 import paring.method
 from paring.cli.commands.train import TAKEN
-from paring.cli.flags import hyphens, listed, option, simple
-from paring.cli.run.fit import targets
+from paring.cli.flags import flags_first, hyphens, listed, option, simple
+from paring.cli.run.checks import targets
 from paring.cli.run.settings import add_settings, peek, take_settings
+from paring.core.errors import SettingError
 from paring.method import Method
 from paring.methods.lora import LoRA
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.kaiming import KaimingZero
+from paring.parts.update.revive import Every, Never
 
 
 @pytest.fixture
@@ -58,6 +60,43 @@ def test_a_new_method_brings_its_own_flags(invented: str) -> None:
     method: Any = parsed(invented, "--mode", "b", "--budget", "0.5", "--rank", "3", "--invented_seed", "7", "--init", "kaiming_zero")
     assert (method.mode, method.budget, method.rank, method.seed, method.init) == ("b", 0.5, 3, 7, KaimingZero())
     assert parsed(invented) == Method.members[invented]()
+
+
+@pytest.mark.parametrize("spelling", ["never", "Never", "Never()", " never ( ) ", "{name: Never}"])
+def test_a_part_as_the_help_spells_it(spelling: str) -> None:
+    assert vars(parsed("sora", "--revive", spelling))["revive"] == Never()
+
+
+@pytest.mark.parametrize("spelling", ["Every(period=4)", "every(period=4)", "{name: every, period: 4}"])
+def test_a_part_with_a_setting(spelling: str) -> None:
+    assert vars(parsed("sora", "--revive", spelling))["revive"] == Every(period=4)
+    assert vars(parsed("sora", "--init", "KaimingZero"))["init"] == KaimingZero()
+
+
+@pytest.mark.parametrize("spelling", ["Evry()", "Every(4)", "every(", "{name: evry}", "{period: 4}"])
+def test_an_unknown_part_is_told_the_spellings_that_work(spelling: str) -> None:
+    with pytest.raises(SettingError, match=r"Give one of Always\(\), Every\(period=8\), Never\(\)\.$"):
+        parsed("sora", "--revive", spelling)
+
+
+def test_no_number_is_none_as_in_python(run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model_name_or_path", "x", "--dataset_name", "y", "--output_dir", "z", "--print_config"]
+    (tmp_path / "c.yaml").write_text("max_length: None\nreport_to: none\n", encoding="utf-8")
+    assert run("train", "--config", tmp_path / "c.yaml", "--fade", "None", "--gate_rate", "none", *words) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{name}: null\n" in shown for name in ("fade", "gate_rate", "max_length"))
+    assert "report_to: none\n" in shown
+    assert run("train", "--fade", "nothing", *words) == 2
+    assert "expected a number or none" in capsys.readouterr().err
+
+
+def test_words_by_place_go_behind_all_flags() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    simple("c", "s", Options, lambda options: 0).fill(parser, [])
+    words = ["here", "--names", "[a]", "-5", "--quick", "a - b", "--folder=x", "--", "--names"]
+    assert flags_first(parser, words) == ["--names", "[a]", "--quick", "--folder=x", "--", "here", "-5", "a - b", "--names"]
+    assert flags_first(parser, ["here", "--names"]) == ["--names", "--", "here"]
+    assert flags_first(parser, ["--quick"]) == ["--quick"]
 
 
 def test_help_is_the_docstring_without_its_markup(invented: str) -> None:

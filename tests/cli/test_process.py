@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import paring
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -25,7 +27,11 @@ def test_help_loads_no_heavy_package() -> None:
 
 def test_version_and_errors_as_a_process() -> None:
     done = subprocess.run([sys.executable, "-m", "paring.cli", "--version"], capture_output=True, text=True, env=ENVIRONMENT, check=True)
-    assert done.stdout.startswith("paring ")
+    assert done.stdout == f"paring {paring.__version__}\n"
+    bare = subprocess.run([sys.executable, "-m", "paring.cli"], capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert bare.returncode == 2
+    assert bare.stdout == ""
+    assert bare.stderr.startswith("usage: paring")
     failed = subprocess.run([sys.executable, "-m", "paring.cli", "inspekt"], capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert failed.returncode == 2
     assert failed.stderr.startswith("paring: error: Unknown command 'inspekt'. Did you mean 'inspect'?")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,11 @@ def test_chat_with_what_cannot_chat(trained: Path, language: Path, said: Said) -
 
 
 @pytest.mark.usefixtures("no_model")
+def test_predicting_texts_and_a_file(trained: Path, said: Said) -> None:
+    assert "texts on the command line and --file a.tsv" in said("predict", trained / "adapter", "--file", "a.tsv", "fine")[1]
+
+
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(("text", "word"), [("", "Text 2"), ("  ", "Text 2"), ("fine\t", "one side of its tab")])
 def test_predicting_an_empty_text(text: str, word: str, trained: Path, said: Said) -> None:
     status, sentence = said("predict", trained / "adapter", "fine", text)
@@ -215,6 +221,14 @@ def test_a_demo_of_nothing(change: dict[str, float], said: Said, tmp_path: Path,
     name, value = next(iter(change.items()))
     assert f"--{name} {value}: give" in said("demo", output_dir=tmp_path / "demo", **change)[1]
     assert not (tmp_path / "demo").exists()
+
+
+def test_a_hint_at_a_package_that_is_not_needed_is_dropped_and_no_other(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run("--version")
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "No module named 'kernels'")
+    logger.warning("Something else")
+    assert caplog.messages == ["Something else"]
 
 
 def test_a_demo_of_one_label(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,3 +58,12 @@ def test_labels_and_metrics() -> None:
     card = model_card(adapter({"fc": 2}, task_type="SEQ_CLS"), metrics={"accuracy": 0.91234}, labels=["no", "yes"])
     assert "id2label={0: 'no', 1: 'yes'}" in card
     assert "| accuracy | 0.9123 |" in card
+
+
+@pytest.mark.parametrize(("base", "shown"), [("org/base", "org/base"), ("/home/me/base", "path/to/the/base/model")])
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_the_tokenizer_comes_from_where_it_is(base: str, shown: str, revision: str | None) -> None:
+    trained = adapter({"fc": 2}, base_model=base, task_type="SEQ_CLS", revision=revision)
+    pinned = "" if revision is None else f", revision={revision!r}"
+    assert f"AutoTokenizer.from_pretrained({shown!r}{pinned})\n" in model_card(trained, labels=["no", "yes"])
+    assert 'AutoTokenizer.from_pretrained("path/to/this/folder")\n' in model_card(trained, labels=["no", "yes"], tokenizer=True)

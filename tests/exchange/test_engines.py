@@ -12,6 +12,8 @@ from paring.core.adapter import Adapter
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.exchange.engines import ALL, BY_NAME, Finding, lint
+from paring.exchange.layout import LAYOUTS
+from paring.exchange.read import read
 from paring.exchange.write import write
 from tests.exchange.helpers import adapter, change, config_of, llama_like, put, tensors_of
 
@@ -29,6 +31,11 @@ def levels(folder: Path, truth: Adapter | None = None) -> dict[str, set[str]]:
 def of(folder: Path, engine: str, truth: Adapter | None = None) -> list[Finding]:
     """What one engine finds."""
     return lint(folder, truth=truth, engines=[BY_NAME[engine]])
+
+
+def concerned(findings: list[Finding]) -> list[str]:
+    """The modules that findings speak of, in their order."""
+    return [module for finding in findings for module in finding.modules]
 
 
 def classic(folder: Path, **keys: Any) -> tuple[Path, Adapter]:
@@ -68,6 +75,19 @@ def test_uniform_without_padding_is_right_but_for_lorax_kernels(tmp_path: Path) 
     assert "pad_to=8" in of(out, "lorax", trained)[0].message
 
 
+@pytest.mark.parametrize("rank", [1, 6, 8, 12, 16, 17, 32])
+def test_lorax_is_exact_at_8_and_multiples_of_16_and_at_the_rank_that_it_names(tmp_path: Path, rank: int) -> None:
+    """As the table of docs/export.md has it."""
+    trained = adapter(dict.fromkeys(("model.layers.0.q_proj", "model.layers.0.v_proj"), rank), start=rank)
+    (finding,) = of(write(trained, tmp_path / "out", layout="uniform"), "lorax", trained)
+    assert (finding.level == "ok") == (rank == 8 or rank % 16 == 0)
+    if finding.level != "ok":
+        padded = int(finding.message.split("pad_to=")[1].split()[0])
+        assert f"{rank / padded:.3g} times" in finding.message
+        exact = write(trained, tmp_path / "padded", layout="uniform", pad_to=padded)
+        assert {item.level for item in of(exact, "lorax", trained)} == {"ok"}
+
+
 def test_a_classic_adapter_is_right_everywhere(tmp_path: Path) -> None:
     folder, trained = classic(tmp_path / "out")
     assert levels(folder) == {name: {"ok"} for name in NAMES}
@@ -81,7 +101,7 @@ def test_rank_pattern_without_alpha_pattern(tmp_path: Path) -> None:
     found = levels(out)
     assert found["peft"] == found["transformers"] == found["vllm_0_32"] == found["llama_cpp"] == {"ok"}
     old = of(out, "vllm_0_31")
-    wrong = {finding.module: finding.message for finding in old if finding.level == "error"}
+    wrong = {module: finding.message for finding in old for module in finding.modules if finding.level == "error"}
     assert set(wrong) == {"model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"}
     # Rank 1 in place of r = 4: scale 2 in place of 8.
     assert "0.25 times" in wrong["model.layers.0.self_attn.v_proj"]
@@ -94,7 +114,10 @@ def test_the_wrong_scale_is_found_against_the_trained_update(tmp_path: Path) -> 
     findings = lint(out, truth=doubled(trained, 1.03125))
     assert {finding.level for finding in findings} == {"error"}
     assert all("0.9697 times" in finding.message for finding in findings)
-    assert {finding.module for finding in findings} == {path for path, rank in trained.ranks.items() if rank}
+    assert [finding.engine for finding in findings] == NAMES
+    assert set(concerned(findings)) == {path for path, rank in trained.ranks.items() if rank}
+    # The folder itself is wrong, so what is read from it and written again is, too.
+    assert all("uniform" not in finding.message and "export the trained model again" in finding.message for finding in findings)
 
 
 def test_a_damaged_factor_is_another_update(tmp_path: Path) -> None:
@@ -120,7 +143,8 @@ def test_a_missing_module_is_found_against_the_trained_update(tmp_path: Path) ->
 
 def test_llama_cpp_takes_each_tensor_s_own_rank(tmp_path: Path) -> None:
     trained = llama_like(RAGGED)
-    wrong = {finding.module: finding.message for finding in of(write(trained, tmp_path / "out"), "llama_cpp", trained)}
+    findings = of(write(trained, tmp_path / "out"), "llama_cpp", trained)
+    wrong = {module: finding.message for finding in findings for module in finding.modules}
     assert "4 times" in wrong["model.layers.0.self_attn.v_proj"]
     assert "1.333 times" in wrong["model.layers.0.self_attn.q_proj"]
     assert "model.layers.2.self_attn.q_proj" not in wrong
@@ -143,8 +167,9 @@ def test_engines_that_do_not_know_rslora(tmp_path: Path, engine: str) -> None:
 def test_lorax_drops_a_projection_that_one_layer_lacks(tmp_path: Path) -> None:
     trained = llama_like([8, 8, 0, 8, 8, 8])
     findings = of(write(trained, tmp_path / "out"), "lorax", trained)
-    assert {finding.module for finding in findings} == {"model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"}
-    assert all("dropped in every layer" in finding.message for finding in findings)
+    assert concerned(findings) == ["model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj"]
+    assert "dropped in every layer" in findings[0].message
+    assert "layout='uniform'" in findings[0].message
     assert {finding.level for finding in of(write(trained, tmp_path / "uniform", layout="uniform"), "lorax", trained)} == {"ok"}
 
 
@@ -165,8 +190,10 @@ def test_lorax_cannot_stack_ranks_that_differ(tmp_path: Path) -> None:
 def test_sglang_refuses_ranks_that_differ(tmp_path: Path) -> None:
     out = write(llama_like([8, 8, 4, 8]), tmp_path / "out")
     assert "rank_pattern" in of(out, "sglang")[0].message
-    # Without the pattern the tensors still do not fit.
-    assert "buffers" in of(change(out, rank_pattern={}, alpha_pattern={}), "sglang")[0].message
+    # Without the pattern the tensors still do not fit, and the folder can no longer be read and written again.
+    message = of(change(out, rank_pattern={}, alpha_pattern={}), "sglang")[0].message
+    assert "buffers" in message
+    assert "uniform" not in message
 
 
 def test_sglang_stacks_q_with_k_and_v(tmp_path: Path) -> None:
@@ -249,6 +276,46 @@ def test_a_configuration_that_no_engine_reads(tmp_path: Path) -> None:
     wider = Factors(a=torch.ones(2, 9), b=torch.ones(6, 2))
     with pytest.raises(AdapterError, match="another model"):
         lint(change(out, r=8), truth=Adapter(modules={"model.layers.0.self_attn.q_proj": wider}))
+
+
+def test_findings_of_one_reason_are_one_finding(tmp_path: Path) -> None:
+    paths = [f"bert.encoder.layer.{index}.query" for index in range(5)]
+    (finding,) = of(write(adapter(dict.fromkeys(paths, 8)), tmp_path / "out", layout="uniform"), "sglang")
+    assert finding.modules == tuple(paths)
+    assert finding.module is None
+    assert f"5 modules: {paths[0]!r}, {paths[1]!r}, {paths[2]!r} and 2 more." in finding.message
+    (alone,) = of(write(adapter({paths[0]: 8}), tmp_path / "alone", layout="uniform"), "sglang")
+    assert (alone.module, alone.modules) == (paths[0], (paths[0],))
+
+
+def test_no_layout_is_advised_against_what_none_cures(tmp_path: Path) -> None:
+    """Modules that SGLang has no place for, and modules that were never adapted, stay what they are in the uniform layout."""
+    for layout in LAYOUTS:
+        outside = of(write(adapter({"bert.encoder.layer.0.query": 8}), tmp_path / f"outside-{layout}", layout=layout), "sglang")
+        assert [("uniform" in finding.message, "paring fuse" in finding.message) for finding in outside] == [(False, True)]
+        for kind in ("self_attn.q_proj", "mlp.up_proj"):
+            alone = of(write(llama_like([8, 8], kinds=(kind,)), tmp_path / f"{kind}-{layout}", layout=layout), "sglang")
+            assert [("uniform" in finding.message, "target_modules" in finding.message) for finding in alone] == [(False, True)]
+        for last in (8, 4):
+            gap = adapter({"model.layers.0.mlp.up_proj": 8, "model.layers.2.mlp.up_proj": last})
+            (dropped,) = of(write(gap, tmp_path / f"gap-{last}-{layout}", layout=layout), "lorax")
+            assert "knows nothing of 'model.layers.1.mlp.up_proj'" in dropped.message
+            assert "uniform" not in dropped.message
+    # Nor against the pattern of a compact adapter that SGLang would not serve in the other layout either.
+    (refused,) = of(write(adapter({"bert.layer.0.query": 8, "bert.layer.1.query": 4}), tmp_path / "ragged"), "sglang")
+    assert "rank_pattern" in refused.message
+    assert "whatever the layout" in refused.message
+    assert "uniform" not in refused.message
+
+
+def test_the_uniform_layout_is_advised_where_it_helps(tmp_path: Path) -> None:
+    trained = llama_like([8, 8, 8, 0, 0, 8])  # no v_proj beside a q_proj, and no q_proj beside a v_proj
+    compact = write(trained, tmp_path / "compact")
+    uniform = write(read(compact), tmp_path / "uniform", layout="uniform")
+    for engine in NAMES:
+        advised = [finding for finding in of(compact, engine) if "layout='uniform'" in finding.message]
+        assert bool(advised) == (engine in ("sglang", "lorax"))
+        assert {finding.level for finding in of(uniform, engine)} == {"ok"}
 
 
 def test_what_is_no_lora_is_refused(tmp_path: Path) -> None:

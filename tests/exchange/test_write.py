@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from paring.core.adapter import Adapter
@@ -318,3 +319,35 @@ def test_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Factors, "fold", fold)
     write(adapter({f"layer.{index}.fc": 2 for index in range(5)}), tmp_path / "out")
     assert len(alive) == 10
+
+
+def test_the_card_loads_the_tokenizer_only_from_a_folder_that_has_one(tmp_path: Path) -> None:
+    trained = adapter({"fc": 2}, base_model="org/base")
+    bare = write(trained, tmp_path / "bare")
+    whole = write(trained, tmp_path / "whole", extra_files={"tokenizer_config.json": b"{}"})
+    assert "AutoTokenizer.from_pretrained('org/base')" in (bare / "README.md").read_text()
+    assert 'AutoTokenizer.from_pretrained("path/to/this/folder")' in (whole / "README.md").read_text()
+
+
+def test_a_folder_that_cannot_be_asked_to_be_overwritten_says_nothing_of_it(tmp_path: Path) -> None:
+    write(adapter({"fc": 2}), tmp_path / "out")
+    with (
+        pytest.raises(OutputExistsError, match=r"exists already; choose another folder\.$"),
+        folder_module.replacing(tmp_path / "out", False),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_that_a_library_makes_private_get_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with folder_module.replacing(tmp_path / "out", False) as fresh:
+            save_file({"weight": torch.ones(2)}, fresh / "model.safetensors")
+            (fresh / "config.json").write_text("{}")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == dict.fromkeys(
+        ("model.safetensors", "config.json"), 0o666 & ~umask
+    )

@@ -13,7 +13,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from paring.attach.find import slots
-from paring.core.errors import StepError, TargetError
+from paring.core.errors import SettingError, StepError, TargetError
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.train import ParingTrainer, create_optimizer, parameter_groups, separate
@@ -164,6 +164,20 @@ def test_create_optimizer_asks_no_other_class_to_fuse(adapted: Make) -> None:
 def test_create_optimizer_refuses_at_once_what_the_step_would_refuse(adapted: Make, kind: type[Optimizer], match: str) -> None:
     with pytest.raises(StepError, match=f"(?s){match}"):
         create_optimizer(adapted(), kind, lr=1e-2)
+
+
+@pytest.mark.parametrize("make", [create_optimizer, parameter_groups])
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", float("nan")), ("lr", -1.0), ("lr", float("inf")), ("lr", torch.tensor(-1.0)), ("weight_decay", -0.1)]
+)
+def test_a_rate_or_decay_that_is_none_is_named(adapted: Make, make: Any, name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=rf"^{name}={float(value):g}[\d.]*: give a number in \[0, inf\)\.$"):
+        make(adapted(SoRA(rank=2)), **{"lr": 1e-3, name: value})
+
+
+def test_the_optimizers_own_words_are_a_sentence(adapted: Make) -> None:
+    with pytest.raises(StepError, match=r"Invalid epsilon value: -1\.0\. The gates"):
+        create_optimizer(adapted(SoRA(rank=2)), lr=1e-3, eps=-1.0)
 
 
 def test_arguments_reach_the_optimizer(adapted: Make) -> None:

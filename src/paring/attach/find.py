@@ -54,11 +54,17 @@ def slots(model: nn.Module, adapter: str | None = None) -> dict[str, Slot]:
         if slot is not None:
             found[path] = slot
     if not found:
-        names = adapters(model)
-        if not names:
-            raise TargetError("This model has no paring adapter; attach one with paring.adapt(model, SoRA(...)).")
-        raise TargetError(f"There is no adapter {adapter!r} on this model, only {', '.join(map(repr, names))}.{near(str(adapter), names)}")
+        raise _missing(model, adapter)
     return found
+
+
+def _missing(model: nn.Module, adapter: str | None) -> TargetError:
+    """The error for an adapter that is not there: which ones are, and the argument that asks for them."""
+    names = adapters(model)
+    if not names:
+        return TargetError("This model has no paring adapter; attach one with paring.adapt(model, SoRA(...)).")
+    there, ask = ", ".join(map(repr, names)), " or ".join(f"adapter={name!r}" for name in names)
+    return TargetError(f"There is no adapter {adapter!r} on this model, only {there}.{near(str(adapter), names)} Pass {ask}.")
 
 
 def config_of(model: nn.Module, adapter: str = "default") -> ParingConfig:
@@ -73,7 +79,7 @@ def config_of(model: nn.Module, adapter: str = "default") -> ParingConfig:
             config = held[adapter]
             assert isinstance(config, ParingConfig)
             return config
-    raise TargetError(f"There is no paring adapter {adapter!r} on this model; it has {adapters(model) or 'none'}.")
+    raise _missing(model, adapter)
 
 
 def method_of(model: nn.Module, adapter: str = "default") -> Method:

@@ -9,20 +9,18 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.hooks import AlignDevicesHook
-from peft import PeftConfig, TaskType
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, check_target_module_exists
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from paring import step
 from paring.attach.config import ParingConfig
 from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import linear_shape
+from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
-from paring.core.heads import IMPLIED
 from paring.parts.parameterise.gated import Gated
 from paring.parts.shape import Shape
 
@@ -38,23 +36,12 @@ class ParingModel(BaseTuner):
         """Check every target before the first module is replaced, then let PEFT inject.
 
         Raises:
-            TargetError: a name matches nothing (near names are shown), or a module that cannot be adapted.
+            TargetError: a name matches nothing (near names are shown), or a module that cannot be adapted; or a pattern is none.
             SettingError: the method cannot adapt a module of that shape.
         """
         config = self.peft_config[adapter_name]
         assert isinstance(config, ParingConfig)
-        if config.target_modules is None:
-            config.target_modules = "all-linear"
-        if config.target_modules == "all-linear":
-            _maybe_include_all_linear_layers(config, model)
-            config.target_modules = set(config.target_modules) - _left_out(config, model)
-            if not config.target_modules:
-                raise TargetError("target_modules='all-linear' found no linear module to adapt in this model.")
-        targets = _targets(config, model)
-        if not targets:
-            raise TargetError(f"No module matches target_modules={config.target_modules!r}.{_known(config, model)}")
-        _refuse_inside(config, model, targets)
-        for path, module in targets.items():
+        for path, module in find_targets(config, model).items():
             config.method.check(module.shape if isinstance(module, ParingLinear) else linear_shape(path, module))
         if config.seed is None:
             config.seed = int(torch.randint(2**31 - 1, ()).item())
@@ -161,26 +148,6 @@ def _generator(seed: int, shape: Shape) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-def _inside_layers(model: nn.Module) -> tuple[str, ...]:
-    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, ParingLinear))
-
-
-def _targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that PEFT will match, by its own rule, and a check that every name given matches something.
-
-    Raises:
-        TargetError: a name of the list matches no module, with near names, or only modules that cannot be adapted.
-    """
-    inside = _inside_layers(model)
-    modules = {name: module for name, module in model.named_modules() if name and not name.startswith(inside)}
-    if isinstance(config.target_modules, set):
-        for wanted in sorted(config.target_modules):
-            if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
-                last = {name.rpartition(".")[2] for name in modules} | set(modules)
-                raise TargetError(f"target_modules names {wanted!r}, which matches no module.{near(wanted, last)}{_known(config, model)}")
-    return {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
-
-
 def _holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """The modules that hold each parameter, under all their names, by the parameter's id."""
     found: dict[int, list[tuple[str, nn.Module]]] = {}
@@ -189,80 +156,3 @@ def _holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
             if parameter is not None:
                 found.setdefault(id(parameter), []).append((name, module))
     return found
-
-
-def _left_out(config: ParingConfig, model: nn.Module) -> set[str]:
-    """What "all-linear" does not mean: modules whose weight is read and that are never called, and those that are trained fully."""
-    saved = _saved(config)
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, NonDynamicallyQuantizableLinear) or name.endswith(saved) or _read_past(model, name)
-    }
-
-
-def _read_past(model: nn.Module, path: str) -> bool:
-    """Whether the module's parent reads its weight in evaluation and does not call it."""
-    return isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer)
-
-
-def _saved(config: ParingConfig) -> tuple[str, ...]:
-    """The ends of names of modules that PEFT trains fully: those asked for, and the head that the task implies."""
-    task = "" if config.task_type is None else TaskType(config.task_type).value
-    return tuple({*(config.modules_to_save or ()), *IMPLIED.get(task, ())})
-
-
-def _refuse_inside(config: ParingConfig, model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
-    """Refuse targets that would train and do nothing, or that would be wrapped twice.
-
-    Raises:
-        TargetError: a linear module that torch's fast path reads past, one that is trained fully, or one with two names.
-    """
-    saved = _saved(config)
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for path, module in targets.items():
-        parent = path.rpartition(".")[0]
-        hook = vars(module).get("_hf_hook")
-        if isinstance(hook, AlignDevicesHook) and hook.offload:
-            raise TargetError(
-                f"Module {path!r} is offloaded by accelerate: its weights come and go with each forward, so there is no device to train an "
-                "adapter on. Load the model without offloading (no device_map that names the cpu or the disk), or quantised."
-            )
-        if _read_past(model, path):
-            raise TargetError(
-                f"Module {path!r} lies in an nn.TransformerEncoderLayer, whose fast path reads its weight and does not call it in "
-                "evaluation: an adapter there would be lost. Leave it out with exclude_modules."
-            )
-        if path.endswith(saved):
-            raise TargetError(
-                f"Module {path!r} is a target and would be trained fully as well: PEFT trains every module whose name ends with one of "
-                f"{sorted(saved)} (modules_to_save and the head of the task). Leave it out of target_modules."
-            )
-        twice = [name for name in names[module] if name.rpartition(".")[0] != parent and not _same(model, name, path)]
-        if twice:
-            raise TargetError(
-                f"Module {path!r} is also {twice[0]!r}: an adapter under one of its names would not be used under the other. "
-                "Give the model two modules, or leave both out with exclude_modules."
-            )
-
-
-def _same(model: nn.Module, one: str, other: str) -> bool:
-    """Whether two names of one module lead through one parent, so that a module put there is found by both."""
-    first, second = one.rpartition("."), other.rpartition(".")
-    return first[2] == second[2] and model.get_submodule(first[0]) is model.get_submodule(second[0])
-
-
-def _known(config: ParingConfig, model: nn.Module) -> str:
-    """The kinds of linear modules that the model has, for an error message."""
-    kinds = set()
-    inside = _inside_layers(model)
-    for name, module in model.named_modules():
-        if name and not name.startswith(inside):
-            try:
-                linear_shape(name, module)
-            except TargetError:
-                continue
-            kinds.add(name.rpartition(".")[2])
-    return f" Linear modules here end in: {', '.join(sorted(kinds))}." if kinds else ""

@@ -6,6 +6,7 @@ Results go to stdout, so that they can be piped; everything that is said about t
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -100,6 +101,12 @@ def calm(debug: bool) -> None:
         say(f"paring: warning: {' '.join(str(message).split())}")
 
     warnings.showwarning = show
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_kernel_hint)
+
+
+def _no_kernel_hint(record: logging.LogRecord) -> bool:
+    """Drop what bitsandbytes says on every import, 4 bit or not, where an optional package that makes it quicker is missing."""
+    return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
 
 
 def calm_libraries() -> None:

@@ -10,11 +10,26 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+import yaml
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace, get_loader, set_loader
 
 T = TypeVar("T")
+
+MODE = "paring"
+"""How parsers of the command line read values: as YAML, with Python's ``None`` beside YAML's ``null``."""
+
+_FLAG = re.compile(r"--?[A-Za-z][\w.+-]*(=.*)?", re.DOTALL)
+
+
+def _load(text: str) -> Any:
+    # Where only text is expected, the parser keeps the words as they are: `--report_to none` stays none.
+    return None if text.strip() in ("None", "none") else get_loader("yaml")(text)
+
+
+set_loader(MODE, _load, exceptions=(yaml.YAMLError,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +139,24 @@ def hyphens(argv: Sequence[str]) -> list[str]:
             word = "--" + flag[2:].replace("-", "_") + equals + value
         spelled.append(word)
     return spelled
+
+
+def flags_first(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words after a command with those that stand by place behind all flags: argparse gives up on places after the first flag."""
+    takes = {name: action.nargs is None for action in parser._actions for name in action.option_strings}
+    if all(action.option_strings for action in parser._actions):
+        return list(words)
+    flags: list[str] = []
+    placed: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            placed += rest
+        elif _FLAG.fullmatch(word):
+            flags += [word, *islice(rest, int(takes.get(word, False)))]
+        else:
+            placed.append(word)
+    return [*flags, "--", *placed] if placed else flags
 
 
 def listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import yaml
@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 import paring
 from paring.cli.commands import COMMANDS
 from paring.cli.console import USAGE, calm, complain, guarded
-from paring.cli.flags import Command, hyphens
+from paring.cli.flags import MODE, Command, flags_first, hyphens
 from paring.cli.run.options import AdapterOptions
 from paring.cli.run.settings import flag_name, peek
 from paring.core.errors import ParingError, SettingError, near
@@ -33,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = hyphens(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if not words:
-        words = ["--help"]
     calm(debug)
+    if not words:
+        with redirect_stdout(sys.stderr):  # it was not asked for
+            _run(["--help"])
+        return USAGE
     return guarded(lambda: _run(words), debug)
 
 
@@ -50,7 +52,8 @@ def _run(words: Sequence[str]) -> int:
         for path in _configs(words):
             _check_config(path)
         parser, flags = _parser(command, words)
-        values: Namespace = parser.parse_args(list(words))
+        after = 0 if asked is None else words.index(asked) + 1
+        values: Namespace = parser.parse_args([*words[:after], *flags_first(flags, words[after:])])
     except ArgumentError as error:
         known = sorted({name.lstrip("-") for action in (flags._actions if command else []) for name in action.option_strings})
         text = _reworded(str(error), known, words).strip()
@@ -72,14 +75,15 @@ def _parser(command: Command | None, words: Sequence[str]) -> tuple[ArgumentPars
         prog="paring",
         description="Fine-tune pre-trained models with low-rank adapters whose ranks are found while they train.",
         epilog="Every flag can also stand in a YAML file: paring COMMAND --config FILE. --debug shows tracebacks.",
-        version=f"paring {paring.__version__}",
+        version=paring.__version__,
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=MODE,
     )
     subcommands = top.add_subcommands(metavar="COMMAND", required=True)
     chosen = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     for item in COMMANDS:
-        parser = ArgumentParser(description=item.summary, exit_on_error=False, allow_abbrev=False)
+        parser = ArgumentParser(description=item.summary, exit_on_error=False, allow_abbrev=False, parser_mode=MODE)
         if item is command:
             chosen = parser
             parser.add_argument("--config", action="config", help="a YAML file with any of these flags; flags given here win over it")
@@ -172,6 +176,6 @@ def _plain(kind: str) -> str:
     literal = re.match(r"(?:typing\.)?Literal\[(.*)\]", kind)
     if literal:
         return f"one of {literal[1]}"
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "null"}
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "NoneType": "none"}
     name = re.sub(r"<class '([^']*)'>", r"\1", kind).strip()
     return words.get(name, name)

@@ -48,6 +48,7 @@ def model_card(
     metrics: Mapping[str, float] | None = None,
     license: str | None = None,
     labels: Sequence[str] | None = None,
+    tokenizer: bool = False,
 ) -> str:
     """The text of ``README.md``: front matter for the hub, then ranks, command, and five lines that load it.
 
@@ -57,6 +58,7 @@ def model_card(
         metrics: final metrics by name.
         license: licence of the weights, as the hub spells it.
         labels: names of the classes, in order.
+        tokenizer: whether the folder holds the tokenizer; if not, the card loads the base model's.
     """
     meta = adapter.metadata
     task = TASKS.get(meta.task_type or "", Task(pipeline=None, auto="AutoModel"))
@@ -81,7 +83,7 @@ def model_card(
             f"ranks are left in {len(adapter.modules)} modules, {adapter.parameters:,} parameters{heads}. It is a plain LoRA; the scale is "
             "folded in."
         ),
-        f"## Load it\n\n```python\n{_loading(adapter, task, base, labels)}\n```",
+        f"## Load it\n\n```python\n{_loading(adapter, task, base, labels, tokenizer)}\n```",
     ]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
@@ -114,10 +116,12 @@ def rank_table(adapter: Adapter) -> str:
     return "\n".join(head)
 
 
-def _loading(adapter: Adapter, task: Task, base: str | None, labels: Sequence[str] | None) -> str:
+def _loading(adapter: Adapter, task: Task, base: str | None, labels: Sequence[str] | None, tokenizer: bool) -> str:
     arguments = [repr(base or "path/to/the/base/model")]
     if adapter.metadata.revision is not None:
         arguments.append(f"revision={adapter.metadata.revision!r}")
+    # From a folder with a config.json and no tokenizer, transformers makes an empty one without a word: all words are unknown to it.
+    words = '"path/to/this/folder"' if tokenizer else ", ".join(arguments)
     if labels is not None:
         arguments.append(f"id2label={dict(enumerate(labels))!r}")
     else:
@@ -134,6 +138,6 @@ def _loading(adapter: Adapter, task: Task, base: str | None, labels: Sequence[st
             f"from transformers import {task.auto}, AutoTokenizer",
             f"base = {task.auto}.from_pretrained({', '.join(arguments)})",
             'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
-            'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+            f"tokenizer = AutoTokenizer.from_pretrained({words})",
         ]
     )

@@ -73,10 +73,17 @@ class Contents:
 
 @dataclass(frozen=True, kw_only=True)
 class Applied:
-    """What an engine multiplies ``B A`` of one module with, and why. 0 means that it does not apply it."""
+    """What an engine multiplies ``B A`` of one module with, and why.
+
+    Attributes:
+        scale: the factor; 0 means that it does not apply the module.
+        because: why it is that one.
+        cure: what helps against a scale of 0.
+    """
 
     scale: float
     because: str
+    cure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,14 +60,16 @@ class Finding:
     Attributes:
         engine: the engine's name.
         level: ``"ok"``, ``"warning"`` (right under a condition) or ``"error"`` (wrong, or refused).
-        module: the module concerned, or ``None`` for the whole folder.
+        module: the module concerned, or ``None`` for several or the whole folder.
         message: what it would do, with the ratio of scales where there is one, and the cure.
+        modules: all modules concerned; empty for the whole folder.
     """
 
     engine: str
     level: Level
     module: str | None
     message: str
+    modules: tuple[str, ...] = ()
 
 
 def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[Engine] = ALL) -> list[Finding]:
@@ -78,7 +81,7 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
         engines: the engines to ask.
 
     Returns:
-        Findings in the order of ``engines``; at least one for each.
+        Findings in the order of ``engines``; at least one for each, and one for all modules of which the same is to be said.
 
     Raises:
         AdapterError: the folder cannot be read at all, or its weights are not those that were exported.
@@ -108,12 +111,18 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
 
 # Relative errors of random probes that rounding to a dtype explains, with room.
 _TOLERANCES = {"F64": 1e-4, "F32": 1e-4, "F16": 5e-3, "BF16": 2e-2}
-_CURE = "Read the adapter and write it again with layout='uniform', whose scale is 1 in every engine."
+_SHOWN = 3
+_ABSENT = Applied(scale=0.0, because="the folder has no tensors of it", cure=rules.AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """One module on the same random inputs: ``B A x`` as stored, and the trained update; ``None`` where there is none."""
+    """One module on the same random inputs.
+
+    Attributes:
+        stored: ``B A x`` as stored; ``None`` where the folder has no tensors of it.
+        trained: the trained update; ``None`` where there is none.
+    """
 
     stored: Tensor | None
     trained: Tensor | None
@@ -170,33 +179,59 @@ def _judge(engine: Engine, contents: Contents, pairs: Mapping[str, _Pair], toler
         yield Finding(engine=engine.name, level=complaint.level, module=complaint.module, message=f"{engine.title}: {complaint.message}")
     if verdict.refused:
         return
+    scales = settings.Scales(contents.config)
+    said: dict[str, list[str]] = {}
     for path, pair in pairs.items():
-        message = _compare(pair, verdict.applied.get(path, Applied(scale=0.0, because="the folder has no tensors of it")), tolerance)
+        message = _compare(pair, verdict.applied.get(path, _ABSENT), tolerance, partial(scales.scale_of, path))
         if message is not None:
             clean = False
-            yield Finding(engine=engine.name, level="error", module=path, message=f"{engine.title} {message}")
+            said.setdefault(message, []).append(path)
+    for message, paths in said.items():
+        yield Finding(
+            engine=engine.name,
+            level="error",
+            module=paths[0] if len(paths) == 1 else None,
+            message=f"{engine.title} {message}{_listed(paths)}",
+            modules=tuple(paths),
+        )
     if clean:
         yield Finding(
             engine=engine.name, level="ok", module=None, message=f"{engine.title} applies the trained update in all {len(pairs)} modules."
         )
 
 
-def _compare(pair: _Pair, applied: Applied, tolerance: float) -> str | None:
-    """What is wrong with what an engine applies; ``None`` if nothing is."""
-    trained = pair.trained if pair.trained is not None else None
+def _compare(pair: _Pair, applied: Applied, tolerance: float, meant: Callable[[], float]) -> str | None:
+    """What is wrong with what an engine applies, and what helps; ``None`` if nothing is wrong.
+
+    Args:
+        pair: the module.
+        applied: what the engine makes of it.
+        tolerance: what rounding explains.
+        meant: the scale that the folder itself gives to the module, which reading and writing it again keeps.
+    """
     got = pair.stored * applied.scale if pair.stored is not None else None
-    wanted, given = _norm(trained), _norm(got)
+    wanted, given = _norm(pair.trained), _norm(got)
     if wanted == 0.0:
         return None if given == 0.0 else "would apply an update here, where training left none; the folder is not what was trained."
-    assert trained is not None
-    if got is None or given == 0.0:
-        return f"would not apply this module's update ({applied.because}). {_CURE}"
-    ratio = float((got * trained).sum()) / wanted**2
-    if float((got - trained).norm()) <= tolerance * wanted:
+    assert pair.trained is not None
+    if pair.stored is None or got is None or applied.scale == 0.0:
+        return f"would not apply this module's update ({applied.because}). {applied.cure or rules.AGAIN}"
+    if float((got - pair.trained).norm()) <= tolerance * wanted:
         return None
-    if float((got - ratio * trained).norm()) <= tolerance * given:
-        return f"would apply {ratio:.4g} times the trained update ({applied.because}). {_CURE}"
+    ratio = float((got * pair.trained).sum()) / wanted**2
+    if float((got - ratio * pair.trained).norm()) <= tolerance * given:
+        # Only a folder that means the trained update can be written again in another layout.
+        sound = float((pair.stored * meant() - pair.trained).norm()) <= tolerance * wanted
+        return f"would apply {ratio:.4g} times the trained update ({applied.because}). {rules.UNIFORM if sound else rules.AGAIN}"
     return "would apply another update than the trained one; the folder is not what was trained, or is damaged. Export it again."
+
+
+def _listed(paths: Sequence[str]) -> str:
+    """How many modules it is, if several, and the first of them."""
+    if len(paths) == 1:
+        return ""
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return f" This is so in {len(paths)} modules: {', '.join(map(repr, paths[:_SHOWN]))}{more}."
 
 
 def _norm(value: Tensor | None) -> float:

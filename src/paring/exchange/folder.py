@@ -17,11 +17,16 @@ from paring.exchange.layout import OWN_FILES, SIDE
 
 
 @contextmanager
-def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
+def replacing(folder: Path, overwrite: bool, *, ask: str = "") -> Iterator[Path]:
     """A temporary sibling to fill; on leaving, it takes the place of ``folder``.
 
     Until then ``folder`` is untouched, and if anything goes wrong it stays as it was and the sibling is removed. An old
     folder steps aside before the new one takes its name, and steps back if that fails.
+
+    Args:
+        folder: the folder.
+        overwrite: replace one that an export wrote.
+        ask: how the caller is asked to overwrite, for the error; empty if it cannot be.
 
     Raises:
         OutputExistsError: the folder is there and ``overwrite`` is off, or it holds what no export wrote.
@@ -30,7 +35,7 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
     # A link's target is what gets replaced, not the link.
     folder = folder.resolve()
     _restore(folder)
-    _check(folder, overwrite)
+    _check(folder, overwrite, ask)
     token = secrets.token_hex(4)
     fresh = folder.with_name(f".{folder.name}.{token}.new")
     old = folder.with_name(f".{folder.name}.{token}.old")
@@ -38,10 +43,11 @@ def replacing(folder: Path, overwrite: bool) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
         yield fresh
+        _share(fresh)
         _sync(fresh)
         if folder.exists():
             # What happened in the meantime counts.
-            _check(folder, overwrite)
+            _check(folder, overwrite, ask)
             folder.rename(old)
         try:
             fresh.rename(folder)
@@ -86,7 +92,7 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(folder: Path, overwrite: bool) -> None:
+def _check(folder: Path, overwrite: bool, ask: str) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -95,7 +101,7 @@ def _check(folder: Path, overwrite: bool) -> None:
     if not entries:
         return
     if not overwrite:
-        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or ask for it to be overwritten.")
+        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder{f', or replace it with {ask}' if ask else ''}.")
     # Replacing a folder deletes what is in it, so only what an export put there may be in it.
     written = _written(folder)
     foreign = [name for name in entries if name not in written]
@@ -114,6 +120,14 @@ def _written(folder: Path) -> frozenset[str]:
         return OWN_FILES | {str(name) for name in listed}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
+
+
+def _share(folder: Path) -> None:
+    """Give every file the rights that the umask leaves, as the new folder has them: safetensors makes its files private."""
+    rights = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | rights)
 
 
 def _sync(folder: Path) -> None:

@@ -25,6 +25,8 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 CARD = "README.md"
 SIDE = "paring.json"
+TOKENIZER = "tokenizer_config.json"
+"""What every tokenizer of transformers writes, if one is exported along."""
 OWN_FILES = frozenset({CONFIG, WEIGHTS, CARD, SIDE})
 
 PREFIX = "base_model.model."

@@ -6,7 +6,7 @@ report it; "from memory" that neither is so. Engines change: a rule says what it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 from paring.core.errors import AdapterError
 from paring.core.heads import IMPLIED
@@ -14,7 +14,8 @@ from paring.exchange import settings
 from paring.exchange.contents import Applied, Complaint, Contents, Verdict
 from paring.exchange.expressions import Clock
 
-UNIFORM = "Read the adapter and write it again with layout='uniform'."
+UNIFORM = "Read the adapter and write it again with layout='uniform', whose rank and scale are the same for all modules."
+AGAIN = "The folder is not what was trained, or was changed since; export the trained model again."
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 VLLM_DEFAULT_RANK = 16
 # In SGLang: which projection must be there for another to be stacked.
@@ -58,18 +59,26 @@ def _by_configuration(contents: Contents, complaints: list[Complaint]) -> Verdic
     clock = Clock()
     scales, selection = settings.Scales(config, clock), settings.selection(config, clock)
     applied = {}
+    torn: list[str] = []
     for module, rank in contents.ranks.items():
-        expected = scales.rank_of(module)
         if not selection.hits(module):
-            applied[module] = Applied(scale=0.0, because="target_modules does not name it, so its tensors are ignored")
-        elif expected != rank:
-            complaints.append(_refusal(f"{module!r} has rank {rank} in the file and {expected} in the configuration"))
+            applied[module] = Applied(
+                scale=0.0,
+                because="target_modules does not name it, so its tensors are ignored",
+                cure="Name it in target_modules of adapter_config.json, or export the trained model again.",
+            )
+        elif scales.rank_of(module) != rank:
+            torn.append(module)
         else:
             applied[module] = Applied(scale=scales.scale_of(module), because="alpha and rank of the first matching pattern")
-    complaints += [
-        Complaint(level="warning", message=f"The tensor {key!r} is neither a factor nor in modules_to_save; it ignores it or fails.")
-        for key in contents.extra
-    ]
+    if torn:
+        rank, expected = contents.ranks[torn[0]], scales.rank_of(torn[0])
+        complaints.append(_refusal(f"{torn[0]!r} has rank {rank} in the file and {expected} in the configuration{_more(torn)}. {AGAIN}"))
+    if contents.extra:
+        message = (
+            f"The tensor {contents.extra[0]!r}{_more(contents.extra)} is neither a factor nor in modules_to_save; it ignores it or fails."
+        )
+        complaints.append(Complaint(level="warning", message=message))
     return Verdict(applied=applied, complaints=tuple(complaints))
 
 
@@ -88,8 +97,9 @@ def vllm_0_31(contents: Contents) -> Verdict:
     complaints += _vllm_ranks(scales.rank)
     over = sorted(module for module, rank in contents.ranks.items() if rank > scales.rank)
     if over:
+        cure = _even(contents, scales, over)
         complaints.append(
-            _refusal(f"{over[0]!r} has rank {contents.ranks[over[0]]}, above the r {scales.rank} that slots are made for. {UNIFORM}")
+            _refusal(f"{over[0]!r} has rank {contents.ranks[over[0]]}, above the r {scales.rank} that slots are made for. {cure}")
         )
     return _global_scale(contents, complaints, rslora=True)
 
@@ -124,7 +134,7 @@ def _vllm_common(contents: Contents) -> Iterator[Complaint]:
     if saved and saved not in (["classifier"], ["score"]):
         yield _refusal(f"modules_to_save is {saved}; only ['classifier'] or ['score'] is served")
     for key in contents.extra[:1]:
-        yield _refusal(f"the tensor {key!r} is neither lora_A nor lora_B (and {len(contents.extra) - 1} more)")
+        yield _refusal(f"the tensor {key!r} is neither lora_A nor lora_B{_more(contents.extra)}")
 
 
 def _vllm_ranks(rank: int) -> Iterator[Complaint]:
@@ -145,29 +155,41 @@ def sglang(contents: Contents) -> Verdict:
     """
     complaints: list[Complaint] = []
     scales = settings.Scales(contents.config)
-    if contents.config.get("use_dora"):
-        complaints.append(_refusal("use_dora is set"))
-    patterned = scales.patterned
-    if patterned:
-        complaints.append(_refusal(f"rank_pattern or alpha_pattern changes {len(patterned)} modules ({patterned[0]!r}...). {UNIFORM}"))
-    other = sorted(module for module, rank in contents.ranks.items() if rank != scales.rank)
-    if other and not patterned:
-        complaints.append(_refusal(f"{other[0]!r} has rank {contents.ranks[other[0]]}, but buffers are of rank {scales.rank}. {UNIFORM}"))
-    dropped: dict[str, str] = {}
+    alone: list[Complaint] = []
+    dropped: dict[str, Applied] = {}
     for (before, name), found in contents.kinds.items():
         last = name.rpartition(".")[2]
         partner = _PARTNERS.get(last)
         if partner is None:
             continue
         beside = contents.kinds.get((before, name.removesuffix(last) + partner), {})
-        alone = sorted(found.keys() - beside.keys())
-        if last == "q_proj" and alone:
-            complaints.append(_refusal(f"{found[alone[0]]!r} has no v_proj beside it, which stacking q, k and v needs. {UNIFORM}"))
+        single = [found[layer] for layer in sorted(found.keys() - beside.keys())]
+        cure = _filled(contents, [module.removesuffix(last) + partner for module in single])
+        if last == "q_proj" and single:
+            alone.append(_refusal(f"{single[0]!r} has no v_proj beside it, which stacking q, k and v needs. {cure}"))
         else:
-            dropped |= {found[layer]: f"there is no {partner} beside it to be stacked with" for layer in alone}
-    for module in contents.ranks:
-        if ".layers." not in f".{module}" and not module.endswith(("embed_tokens", "lm_head")):
-            dropped[module] = "it lies outside of layers.<n>"
+            because = f"there is no {partner} beside it to be stacked with"
+            dropped |= dict.fromkeys(single, Applied(scale=0.0, because=because, cure=cure))
+    outside = Applied(
+        scale=0.0,
+        because="it lies outside of layers.<n>",
+        cure="It serves only modules in layers.<n>, whatever the layout: add the adapter into its base model (paring fuse), or use another "
+        "engine.",
+    )
+    dropped |= {
+        module: outside for module in contents.ranks if ".layers." not in f".{module}" and not module.endswith(("embed_tokens", "lm_head"))
+    }
+    if contents.config.get("use_dora"):
+        complaints.append(_refusal("use_dora is set"))
+    patterned = scales.patterned
+    if patterned:
+        # Where the uniform layout would be loaded and modules dropped, it does not help.
+        cure = next((applied.cure for applied in dropped.values() if applied.cure != UNIFORM), UNIFORM)
+        complaints.append(_refusal(f"rank_pattern or alpha_pattern changes {len(patterned)} modules ({patterned[0]!r}...). {cure}"))
+    other = sorted(module for module, rank in contents.ranks.items() if rank != scales.rank)
+    if other and not patterned:
+        complaints.append(_refusal(f"{other[0]!r} has rank {contents.ranks[other[0]]}, but buffers are of rank {scales.rank}. {AGAIN}"))
+    complaints += alone
     complaints += _no_heads(contents)
     return _global_scale(contents, complaints, rslora=False, dropped=dropped)
 
@@ -182,7 +204,7 @@ def llama_cpp(contents: Contents) -> Verdict:
     complaints = []
     strange = [name for name in (*contents.heads, *contents.extra) if "_layernorm" not in name and ".norm" not in name]
     if strange:
-        complaints.append(_refusal(f"the converter stops at {strange[0]!r} (and {len(strange) - 1} more): merge such an adapter instead"))
+        complaints.append(_refusal(f"the converter stops at {strange[0]!r}{_more(strange)}: merge such an adapter instead"))
     if any(module.rpartition(".")[2] == "lm_head" for module in contents.ranks):
         message = "The converter refuses an adapted lm_head if the model ties it to its embeddings."
         complaints.append(Complaint(level="warning", message=message))
@@ -208,15 +230,20 @@ def lorax(contents: Contents) -> Verdict:
     c1ddf48, slora/models/peft/lora_adapter.py and layer_weights/lora_layer_weight.py, read.
     """
     complaints: list[Complaint] = []
-    dropped: dict[str, str] = {}
+    scales = settings.Scales(contents.config)
+    dropped: dict[str, Applied] = {}
     for (before, name), found in contents.kinds.items():
         ranks = {contents.ranks[path] for path in found.values()}
-        if len(ranks) > 1:
-            complaints.append(_refusal(f"{before}.*.{name} has ranks {sorted(ranks)}, which cannot be stacked. {UNIFORM}"))
         absent = sorted(set(range(contents.last_layer + 1)) - found.keys())
+        cure = _filled(contents, [".".join(filter(None, (before, str(layer), name))) for layer in absent])
+        if len(ranks) > 1:
+            even = _even(contents, scales, found.values())
+            # Ranks that are even are stacked only if no layer is missing.
+            message = f"{before}.*.{name} has ranks {sorted(ranks)}, which cannot be stacked. {cure if even == UNIFORM else even}"
+            complaints.append(_refusal(message))
         if absent:
-            dropped |= dict.fromkeys(found.values(), f"layer {absent[0]} has no {name}, so {name} is dropped in every layer")
-    scales = settings.Scales(contents.config)
+            because = f"layer {absent[0]} has no {name}, so {name} is dropped in every layer"
+            dropped |= dict.fromkeys(found.values(), Applied(scale=0.0, because=because, cure=cure))
     padded = 8 if scales.rank <= 8 else -(-scales.rank // 16) * 16
     if padded != scales.rank and len({name for _, name in contents.kinds}) > 1:
         message = (
@@ -229,14 +256,35 @@ def lorax(contents: Contents) -> Verdict:
     return _global_scale(contents, complaints, rslora=True, dropped=dropped)
 
 
-def _global_scale(contents: Contents, complaints: list[Complaint], *, rslora: bool, dropped: dict[str, str] | None = None) -> Verdict:
+def _global_scale(
+    contents: Contents, complaints: list[Complaint], *, rslora: bool, dropped: Mapping[str, Applied] | None = None
+) -> Verdict:
     scales = settings.Scales(contents.config)
     value = settings.scale(scales.alpha, scales.rank, scales.rslora and rslora)
     root = "sqrt(r)" if scales.rslora and rslora else "r"
     because = f"one scale for all, lora_alpha {scales.alpha:g} / {root}, r = {scales.rank}"
-    applied = {module: Applied(scale=value, because=because) for module in contents.ranks}
-    applied |= {module: Applied(scale=0.0, because=reason) for module, reason in (dropped or {}).items()}
+    applied = {module: Applied(scale=value, because=because) for module in contents.ranks} | dict(dropped or {})
     return Verdict(applied=applied, complaints=tuple(complaints))
+
+
+def _even(contents: Contents, scales: settings.Scales, modules: Iterable[str]) -> str:
+    """What helps against ranks that differ: the uniform layout, if the folder can be read at all."""
+    return UNIFORM if all(scales.rank_of(module) == contents.ranks[module] for module in modules) else AGAIN
+
+
+def _filled(contents: Contents, missing: Iterable[str]) -> str:
+    """What helps against missing modules: the uniform layout writes those that died in training, and no layout any other."""
+    never = [module for module in missing if module not in contents.dead]
+    if not never:
+        return UNIFORM
+    return (
+        f"The adapter knows nothing of {never[0]!r}, so no layout can write it: train it as well (target_modules), add the adapter into "
+        "its base model (paring fuse), or use another engine."
+    )
+
+
+def _more(names: Sized) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _refusal(what: str) -> Complaint:

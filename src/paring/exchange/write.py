@@ -31,7 +31,7 @@ from paring.core.heads import IMPLIED
 from paring.exchange.card import TASKS, model_card
 from paring.exchange.folder import digest, replacing, store
 from paring.exchange.heads import modules_to_save
-from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, WEIGHTS, Layout, factor_key
+from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, TOKENIZER, WEIGHTS, Layout, factor_key
 from paring.exchange.patterns import Plan, plan
 from paring.exchange.tensors import Entry, save
 
@@ -90,11 +90,11 @@ def write(
     planned = plan(ranks, module_names, {*heads, *IMPLIED.get(meta.task_type or "", ())})
     files = {
         CONFIG: _json(_config(adapter, ranks, planned, heads)),
-        CARD: (card if card is not None else model_card(adapter, command=command)).encode(),
+        CARD: (card if card is not None else model_card(adapter, command=command, tokenizer=TOKENIZER in extra_files)).encode(),
         **extra_files,
     }
     side = _side(adapter, layout, command, sorted({*OWN_FILES, *extra_files}))
-    with replacing(Path(folder), overwrite) as fresh:
+    with replacing(Path(folder), overwrite, ask="overwrite=True (--overwrite on the command line)") as fresh:
         for name, data in files.items():
             store(fresh / name, data)
         save(list(_entries(adapter, ranks, dtype)), fresh / WEIGHTS)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from paring.attach.find import adapters, method_of
+from paring.core.coding import number
 from paring.core.errors import StepError, TargetError, near
 from paring.method import Rate
 from paring.parts.parameterise.base import Role
@@ -81,8 +82,11 @@ def parameter_groups(
         "decay", "no_decay", "gates", and ``betas`` where the method asks for them. Empty groups are left out.
 
     Raises:
+        SettingError: a rate or a decay that is no finite number of at least 0.
         TargetError: the model has no paring adapter, none of that name, or nothing to train.
     """
+    number("lr", float(lr) if isinstance(lr, Tensor) else lr, low=0.0)
+    number("weight_decay", weight_decay, low=0.0)
     names = adapters(model)
     if adapter is not None and adapter not in names:
         raise TargetError(f"There is no adapter {adapter!r} on this model, only {', '.join(map(repr, names))}.{near(adapter, names)}")
@@ -135,6 +139,7 @@ def create_optimizer(
             these parameters, as Trainer does: an adapter is many small tensors, and a loop over them costs more than their arithmetic.
 
     Raises:
+        SettingError: as :func:`parameter_groups`.
         StepError: the optimizer takes no vectors (Muon) or no groups (LBFGS), or its rate is not the length of its step.
         TargetError: as :func:`parameter_groups`.
     """
@@ -147,8 +152,8 @@ def create_optimizer(
         optimizer = build(groups, lr=lr, **kwargs)
     except ValueError as error:
         raise StepError(
-            f"{optimizer_class.__name__} does not take these parameters: {error} The gates are vectors, in a group of their own. "
-            "Give it the groups of parameter_groups(model, ...) that it takes, "
+            f"{optimizer_class.__name__} does not take these parameters: {str(error).rstrip('.')}. The gates are vectors, in a group of "
+            "their own. Give it the groups of parameter_groups(model, ...) that it takes, "
             "and the rest, gates included, to a second optimizer such as AdamW."
         ) from error
     for group in optimizer.param_groups:

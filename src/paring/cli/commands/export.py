@@ -14,7 +14,7 @@ class Options:
     """Options of ``paring export``."""
 
     checkpoint: str = option("a checkpoint-* folder that `paring train` left", positional=True)
-    output_dir: str = option("folder to write; it must not exist", positional=True)
+    output_dir: str = option("folder to write; it must not exist, or hold an earlier export and --overwrite be given", positional=True)
     layout: Layout = option("ragged ranks, or zero-padded to one rank for engines that need it", default="compact")
     pad_to: int | None = option("with --layout uniform, the rank to pad to; `paring verify` says which engine wants one", default=None)
     export_dtype: DType = option("precision of the tensors; auto keeps the training's", default="auto")
@@ -31,8 +31,10 @@ def run(options: Options) -> int:
     from paring.cli.console import calm_libraries, say
     from paring.cli.run.base import DTYPES
     from paring.cli.run.loaded import load_checkpoint
+    from paring.cli.run.output import check_target
 
     calm_libraries()
+    check_target(Path(options.output_dir), overwrite=options.overwrite)
     model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path)
     dtype = DTYPES[options.export_dtype]
     folder = paring.export(

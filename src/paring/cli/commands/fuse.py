@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ class Options:
     """Options of ``paring fuse``."""
 
     adapter: str = option("folder or hub id of the exported adapter", positional=True)
-    output_dir: str = option("folder to write; it must not exist", positional=True)
+    output_dir: str = option("folder to write; it must not exist, or hold an earlier fusion and --overwrite be given", positional=True)
     model_name_or_path: str | None = option("the base model, if not the one that the adapter names", default=None)
     dtype: DType = option("precision of the fused weights", default="auto")
+    overwrite: bool = option("replace an earlier fusion", default=False)
 
 
 def run(options: Options) -> int:
@@ -24,16 +26,23 @@ def run(options: Options) -> int:
     import paring.api
     from paring.cli.console import calm_libraries
     from paring.cli.run.loaded import load_trained
+    from paring.cli.run.output import check_target
     from paring.exchange.folder import replacing
+    from paring.exchange.layout import SIDE
 
     calm_libraries()
+    folder = Path(options.output_dir)
+    check_target(folder, overwrite=options.overwrite)
     # The folder is checked before the model is loaded, and appears whole or not at all.
-    with replacing(Path(options.output_dir), overwrite=False) as fresh:
+    with replacing(folder, overwrite=options.overwrite) as fresh:
         trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype, device="cpu")
         fused = paring.api.fuse(trained.model, trained.adapter)
         assert fused is trained.model
         trained.model.save_pretrained(fresh)
         trained.tokenizer.save_pretrained(fresh)
+        # What is listed here, and nothing else, may be overwritten.
+        files = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+        (fresh / SIDE).write_text(json.dumps({"fused": options.adapter, "files": files}, indent=2) + "\n", encoding="utf-8")
     print(options.output_dir)
     return 0
 

@@ -28,7 +28,7 @@ class Options:
 def run(options: Options) -> int:
     """Print ranks and sizes."""
     import paring
-    from paring.cli.run.output import is_checkpoint
+    from paring.cli.run.output import check_exported, is_checkpoint
 
     folder = Path(options.adapter)
     if is_checkpoint(folder):
@@ -38,6 +38,7 @@ def run(options: Options) -> int:
         calm_libraries()
         adapter = paring.snapshot(load_checkpoint(folder)[0])
     else:
+        check_exported(options.adapter)
         adapter = paring.read(options.adapter)
     costs = sizes(adapter)
     if options.json:

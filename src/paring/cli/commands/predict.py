@@ -61,8 +61,10 @@ def _check_chat(options: Options) -> None:
     """
     import paring
     from paring.cli.run.base import load_tokenizer
+    from paring.cli.run.output import check_exported
     from paring.cli.run.outputs import check_chat
 
+    check_exported(options.adapter)
     metadata = paring.read(options.adapter).metadata
     if metadata.task_type == "SEQ_CLS":
         raise SettingError(f"--chat is for language models, and {options.adapter!r} has a head that labels or scores texts; leave it out.")
@@ -75,6 +77,8 @@ def _check_chat(options: Options) -> None:
 
 def _texts(options: Options) -> list[tuple[str, ...]]:
     if options.texts:
+        if options.file is not None:
+            raise SettingError(f"There are texts on the command line and --file {options.file}; give one or the other.")
         for number, text in enumerate(options.texts, start=1):
             if not all(part.strip() for part in text.split("\t")):
                 half = " on one side of its tab" if text.strip() else ""

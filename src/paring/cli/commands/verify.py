@@ -33,12 +33,14 @@ class Options:
 def run(options: Options) -> int:
     """Lint, and with ``--full`` reload."""
     import paring
+    from paring.cli.run.output import check_exported
     from paring.core.coding import choice
     from paring.exchange.engines import BY_NAME
 
     chosen = tuple(listed(options.engines) or PROMISED)
     for name in chosen:
         choice("engines", name, tuple(BY_NAME))
+    check_exported(options.folder)
     findings = paring.verify(options.folder)
     wrong = any(item.level == "error" and item.engine in chosen for item in findings)
     distance = _reload(options) if options.full else None

@@ -170,9 +170,12 @@ def _header(path: Path, tabs: bool) -> list[str]:
             count = 0
             for row in reader:
                 if row and len(row) != len(header):
+                    parted = "tabs" if tabs else "commas"
+                    many = "A field may hold no tab." if tabs else "Put quotes around a field that holds a comma."
+                    few = f"It has too few: give every line all fields, parted by {parted}, an empty one too."
                     raise DataError(
-                        f"{str(path)!r} could not be read: line {reader.line_num} has {len(row)} fields, the header {len(header)} "
-                        f"({', '.join(header)}). {'A field may hold no tab.' if tabs else 'Put quotes around a field that holds a comma.'}"
+                        f"{str(path)!r} could not be read: line {reader.line_num} has {len(row)} field{'s' * (len(row) != 1)}, the header "
+                        f"{len(header)} ({', '.join(header)}). {few if len(row) < len(header) else many}"
                     )
                 count += bool(row)
         except csv.Error as error:

@@ -17,6 +17,7 @@ Form: TypeAlias = Literal["text", "prompt-completion", "chat"]
 
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"), ("question", "sentence"))
 SINGLES = ("text", "sentence", "content", "review", "tweet", "question", "utterance")
+ANSWERED = (("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("input", "output"), ("prompt", "response"))
 LABELS = ("label", "labels", "class", "target", "intent", "sentiment", "score")
 
 
@@ -95,9 +96,19 @@ def columns_for(
     if found is None:
         raise DataError(
             f"The data has no column with labels (looked for {', '.join(LABELS)}); its columns: {', '.join(columns)}. "
-            "Name it with --label_column, or give --task causal-lm to train on text alone."
+            "Name it with --label_column; or train a language model with --task causal-lm, on one column of text (--text_columns TEXT) or "
+            f"on completions of prompts (--text_columns PROMPT,COMPLETION{_example(columns)})."
+        )
+    if texts is not None and found in texts:
+        raise DataError(
+            f"text_columns={','.join(texts)} has column {found!r}, which is the label to be learnt; leave it out there, or name another "
+            "--label_column."
         )
     return Columns(texts=tuple(texts) if texts is not None else _texts(columns, found), label=found)
+
+
+def _example(columns: Sequence[str]) -> str:
+    return next((f", such as {prompt},{answer}" for prompt, answer in ANSWERED if prompt in columns and answer in columns), "")
 
 
 def infer(
@@ -107,8 +118,17 @@ def infer(
     texts: Sequence[str] | None = None,
     label: str | None = None,
     names: Sequence[str] | None = None,
+    source: str | None = None,
 ) -> Task:
     """The task of the training rows.
+
+    Args:
+        rows: the rows.
+        kind: what to learn; ``"auto"`` tells by columns and labels.
+        texts: the columns with text.
+        label: the column with the label.
+        names: names for the labels, in their order.
+        source: where the rows are from, for errors.
 
     Raises:
         DataError: a column that was named is missing, no column fits, or the labels make no task.
@@ -119,7 +139,7 @@ def infer(
     if kind == "regression" or (kind == "auto" and _numbers(rows, found.label)):
         numbers(rows[found.label], found.label, "training")
         return Task(kind="regression", texts=found.texts, label=found.label)
-    values = _values(rows, found.label)
+    values = _values(rows, found.label, source)
     names = _names(rows, found.label, values, names)
     return Task(kind="classification", texts=found.texts, label=found.label, names=tuple(names), values=values)
 
@@ -183,13 +203,14 @@ def _missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _values(rows: Dataset, label: str) -> tuple[str, ...]:
+def _values(rows: Dataset, label: str, source: str | None) -> tuple[str, ...]:
     """The distinct labels as text, numbers by size and words by alphabet; a ClassLabel's in its own order."""
     feature = rows.features[label]
     cells = list(rows[label])
     for row, cell in enumerate(cells, start=1):
         if _missing(cell) or (isinstance(feature, ClassLabel) and cell < 0):
-            raise DataError(f"Row {row} has no label in column {label!r}; label it, or leave the row out.")
+            place = f" of {source!r}" if source else ""
+            raise DataError(f"Row {row}{place} has no label in column {label!r}; label it, or leave the row out.")
     if isinstance(feature, ClassLabel):
         return tuple(str(index) for index in range(feature.num_classes))
     distinct = {str(cell) for cell in cells}

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, TrainingArguments
 from paring.cli.data.metrics import FIRST, METRICS, SMALLER_IS_BETTER
 from paring.cli.data.task import Kind, Task
 from paring.cli.flags import listed
-from paring.cli.run.options import TrainingOptions, TrainOptions
+from paring.cli.run.options import TrainOptions
 from paring.core.errors import SettingError, near
 
 HEAD_LENGTH = 256
@@ -55,7 +55,6 @@ def arguments(
             f"--metric_for_best_model {metric}: this task has no such metric.{near(metric, known_metrics)} "
             f"It has {', '.join(known_metrics)}."
         )
-    _check_numbers(training)
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / per_step * training.num_train_epochs)
     given: dict[str, Any] = {
@@ -115,24 +114,6 @@ def arguments(
     except (ValueError, TypeError, ImportError) as error:
         first = str(error).strip().splitlines()
         raise SettingError(f"These training options do not go together: {first[0] if first else error}") from error
-
-
-def _check_numbers(training: TrainingOptions) -> None:
-    """Refuse counts that transformers would take for others, or for an error of its own.
-
-    Raises:
-        SettingError: names the flag.
-    """
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        value = vars(training)[name]
-        if value is not None and value < 1:
-            raise SettingError(f"--{name} {value}: give at least 1.")
-    if training.max_steps == 0 or training.max_steps < -1:
-        raise SettingError(f"--max_steps {training.max_steps}: give at least 1, or -1 to train by --num_train_epochs.")
-    if training.max_steps < 0 and not training.num_train_epochs > 0:
-        raise SettingError(f"--num_train_epochs {training.num_train_epochs}: give more than 0.")
-    if training.fp16 and (training.use_cpu or not torch.accelerator.is_available()):
-        raise SettingError("--fp16 scales its loss for an accelerator, and this run is on the CPU; leave it out, or use --bf16.")
 
 
 def length_limit(asked: int | None, kind: Kind, tokenizer_limit: int, config: PretrainedConfig) -> int:

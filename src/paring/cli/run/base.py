@@ -59,17 +59,29 @@ def check_folder(name: str) -> None:
             beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             raise SettingError(f"model_name_or_path={name!r}: there is no such folder.{near(path.name, beside)}")
         return
-    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+    weighty = any((path / weights).is_file() for weights in WEIGHTS)
+    # The configuration of a classifier travels with its adapter.
+    if (path / "adapter_config.json").is_file() and not weighty:
         raise SettingError(
-            f"model_name_or_path={name!r} is an adapter, not a model. Give the model it was trained on, and the adapter as --init_adapter."
+            f"model_name_or_path={name!r} is an adapter, not a model. Give its base{_base_of(path)} as --model_name_or_path; to train on "
+            f"from the adapter, give it as --init_adapter."
         )
     if not (path / "config.json").is_file():
         raise SettingError(f"model_name_or_path={name!r}: the folder has no config.json, so it holds no model that transformers can load.")
-    if not any((path / weights).is_file() for weights in WEIGHTS):
+    if not weighty:
         raise SettingError(
             f"model_name_or_path={name!r}: the folder has a config.json but no weights ({', '.join(WEIGHTS[:3])}). "
             "Copy the weights into it, or give the hub id."
         )
+
+
+def _base_of(adapter: Path) -> str:
+    """The base model that an adapter names, as a part of a sentence."""
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" {base!r}" if isinstance(base, str) else ""
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

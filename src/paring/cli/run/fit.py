@@ -19,15 +19,16 @@ import paring
 from paring.attach.find import config_of
 from paring.cli.console import INTERRUPTED, say
 from paring.cli.data.metrics import FIRST
-from paring.cli.data.read import held_out_split, read
+from paring.cli.data.read import ROW, held_out_split, read
 from paring.cli.data.task import Task, infer
 from paring.cli.flags import listed
 from paring.cli.run.base import DTYPES, Base, check_folder, load_base
 from paring.cli.run.checkpoints import TaskFile, check_resume, check_targets, check_task, last_checkpoint, resume_point
+from paring.cli.run.checks import check_options, targets
 from paring.cli.run.interrupt import Interruption
 from paring.cli.run.loaded import labels_of
 from paring.cli.run.options import DataOptions, TrainOptions
-from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, set_aside, write_text
+from paring.cli.run.output import ADAPTER, REPORT, RUN, check_output, no_empty, set_aside, write_text
 from paring.cli.run.progress import Bar
 from paring.cli.run.trainer import Rows, make_trainer
 from paring.core.errors import DataError, ExportError, ParingError, SettingError
@@ -68,14 +69,25 @@ class Stopped:
 
 
 class Begun(TrainerCallback):
-    """Knows whether training has begun; what fails before that is the checkpoint that is resumed from."""
+    """Knows whether training has begun; what fails before that is the checkpoint that is resumed from.
 
-    def __init__(self) -> None:
+    Args:
+        resume: that checkpoint.
+    """
+
+    def __init__(self, resume: Path | None) -> None:
+        self.resume = resume
         self.begun = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The checkpoint has been read."""
+        """The checkpoint has been read; refuse one with no step to follow, whose metrics would be passed off as this run's."""
         self.begun = True
+        if self.resume is not None and state.global_step >= state.max_steps:
+            asked = f"--max_steps {args.max_steps}" if args.max_steps > 0 else f"--num_train_epochs {args.num_train_epochs:g}"
+            raise SettingError(
+                f"{str(self.resume)!r} is at step {state.global_step}, and {asked} ends at step {state.max_steps}, so there is nothing "
+                f"left to train. Give a larger one, or write the checkpoint as an adapter: paring export {self.resume} FOLDER."
+            )
 
 
 def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopped:
@@ -89,6 +101,12 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     Raises:
         ParingError: bad options, data, model or adapter; whatever existed before is left as it was.
     """
+    check_options(options)
+    with no_empty(Path(options.output.output_dir)):
+        return _fit(options, method, command)
+
+
+def _fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopped:
     folder = Path(options.output.output_dir)
     resume = resume_point(options.output.resume_from_checkpoint, folder)
     if resume is not None:
@@ -104,11 +122,15 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         texts=listed(data.text_columns),
         label=data.label_column,
         names=listed(data.label_names),
+        source=data.dataset_name,
     )
     if resume is not None:
         check_task(resume, task, asdict(options.model))
     rows, held_out, origin = split(rows, data, options.training.seed)
     say(f"task: {task.describe()} (--task, --text_columns and --label_column say otherwise)")
+    if task.kind == "causal-lm" and (unread := [name for name in rows.column_names if name not in (*task.texts, ROW)]):
+        more = " (--text_columns PROMPT,COMPLETION reads two)" if task.form == "text" else ""
+        say(f"columns that are not read: {', '.join(unread)}{more}")
     say(f"data: {len(rows)} rows to train on, {len(held_out) if held_out is not None else 'none'} to evaluate on")
     set_seed(options.training.seed)
     base = load_base(options.model, task, options.training.seed)
@@ -229,13 +251,6 @@ def _some(rows: Dataset, count: int | None, seed: int) -> Dataset:
     return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))
 
 
-def targets(value: str | list[str]) -> str | list[str]:
-    """``--target_modules``: a list of names where commas or nothing special stand, a regular expression where its signs do."""
-    if not isinstance(value, str) or value == "all-linear":
-        return value
-    return value if any(sign in value for sign in r"\*+?|()[]^$") else listed(value) or value
-
-
 def _describe(trainer: Trainer, model: PeftModel, method: Method, base: Base, total: int) -> None:
     adapter = paring.snapshot(model)
     say(
@@ -251,7 +266,7 @@ def _train(trainer: Trainer, bar: Bar, resume: Path | None, command: str) -> Sto
     trainer.add_callback(interruption)
     if resume is not None:
         say(f"resuming from {resume}")
-    begun, stopped = Begun(), False
+    begun, stopped = Begun(resume), False
     trainer.add_callback(begun)
     try:
         with interruption:

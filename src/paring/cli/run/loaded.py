@@ -20,7 +20,7 @@ from paring.cli.data.task import Columns, Kind, Task
 from paring.cli.run.base import DTYPES, Base, check_folder, check_loaded, load_base, load_tokenizer, loaded, place_of
 from paring.cli.run.checkpoints import read_task
 from paring.cli.run.options import DType, ModelOptions
-from paring.cli.run.output import is_checkpoint
+from paring.cli.run.output import check_checkpoint, check_exported
 from paring.core.adapter import Adapter
 from paring.core.errors import AdapterError, SettingError
 
@@ -73,6 +73,7 @@ def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto",
         AdapterError: not a readable adapter, or one of another base model.
         SettingError: the base is unknown or cannot be loaded, or the task is none that the command line handles.
     """
+    check_exported(source)
     adapter = paring.read(source)
     name = base or adapter.metadata.base_model
     if name is None:
@@ -140,8 +141,7 @@ def load_checkpoint(folder: Path, base: str | None = None) -> tuple[PeftModel, B
         DataError: no task beside the checkpoint.
         SettingError: the base cannot be loaded, or the configuration holds what this release does not know.
     """
-    if not is_checkpoint(folder):
-        raise AdapterError(f"{str(folder)!r} is no training checkpoint of paring; give a checkpoint-* folder of a run.")
+    check_checkpoint(folder)
     task, options = read_task(folder)
     given = {**options, "model_name_or_path": base or options["model_name_or_path"]}
     found = load_base(ModelOptions(**given), task, seed=0)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from paring.core.errors import OutputExistsError
+from paring.core.errors import AdapterError, OutputExistsError
+from paring.exchange.layout import CONFIG
 
 ADAPTER = "adapter"
 RUN = "run.json"
@@ -31,14 +33,26 @@ def check_output(folder: Path, *, overwrite: bool, resumes: bool) -> None:
     )
 
 
+@contextmanager
+def no_empty(folder: Path) -> Iterator[None]:
+    """Leave no empty folder behind by what fails in here, where there was none before."""
+    before = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not before:
+            with suppress(OSError):  # there is something in it
+                folder.rmdir()
+        raise
+
+
 def set_aside(folder: Path) -> Path | None:
     """Move what an earlier run left in the folder, and nothing else, into a folder of its own in it.
 
     Returns:
         That folder; ``None`` if there was nothing.
     """
-    found = [item for item in folder.glob("checkpoint-*") if item.is_dir() and item.name.rpartition("-")[2].isdigit()]
-    found += [folder / name for name in (RUN, REPORT) if (folder / name).exists()]
+    found = [*checkpoints(folder), *(folder / name for name in (RUN, REPORT) if (folder / name).exists())]
     if not found:
         return None
     number = 1
@@ -68,9 +82,59 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
+def check_target(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder to export to that holds something, in the words of the command line.
+
+    Raises:
+        OutputExistsError: names the flag that replaces it.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or replace an earlier export with --overwrite.")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the oldest first."""
+    found = [item for item in folder.glob("checkpoint-*") if item.is_dir() and item.name.rpartition("-")[2].isdigit()]
+    return sorted(found, key=lambda item: int(item.name.rpartition("-")[2]))
+
+
+def check_exported(source: str) -> None:
+    """Refuse a run's folder or a training checkpoint where an exported adapter is asked for, and say where one is or how to get it.
+
+    Raises:
+        AdapterError: names the folder or the command.
+    """
+    folder = Path(source)
+    if is_checkpoint(folder):
+        raise AdapterError(f"{source!r} is a training checkpoint, not an exported adapter; make one of it: paring export {folder} FOLDER.")
+    if not folder.is_dir() or (folder / CONFIG).is_file():
+        return
+    if (folder / ADAPTER / CONFIG).is_file():
+        raise AdapterError(f"{source!r} is the folder of a run, not an adapter; its adapter is {str(folder / ADAPTER)!r}, give that.")
+    if found := checkpoints(folder):
+        raise AdapterError(f"{source!r} is the folder of a run that exported no adapter; make one: paring export {found[-1]} FOLDER.")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Refuse what is no training checkpoint.
+
+    Raises:
+        AdapterError: says what is there instead.
+    """
+    if is_checkpoint(folder):
+        return
+    inside, beside = ([item.name for item in checkpoints(place)] for place in (folder, folder.parent))
+    if inside:
+        raise AdapterError(f"{str(folder)!r} is the folder of a run, not a checkpoint; give one of those in it: {', '.join(inside)}.")
+    if not folder.exists():
+        hint = f"{str(folder.parent)!r} has {', '.join(beside)}" if beside else "give a checkpoint-* folder of a run"
+        raise AdapterError(f"There is no folder {str(folder)!r}; {hint}.")
+    raise AdapterError(f"{str(folder)!r} is no training checkpoint of paring; give a checkpoint-* folder of a run.")
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a training checkpoint, which stock PEFT cannot load, and not an export."""
     try:
-        return bool(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type") == "PARING")
+        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type") == "PARING")
     except (OSError, ValueError, AttributeError):
         return False

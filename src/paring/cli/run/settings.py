@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -15,10 +16,11 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of
-from paring.core.errors import SettingError
+from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
     from paring.core.adapter import Adapter
+    from paring.core.coding import Coded
     from paring.method import Method
 
 
@@ -66,7 +68,7 @@ def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], sta
             continue
         hint, default = hints[item.name], default_of(item) if start is None else vars(start)[item.name]
         if "family" in item.metadata:
-            # A part: its name, or a mapping with its name and its own settings.
+            # A part: its name, its spelling in Python, or a mapping with its name and its own settings.
             hint, default = str | dict[str, Any], as_flag(default)
             default = default["name"] if isinstance(default, dict) and set(default) == {"name"} else default
         keywords = {"required": True} if default is dataclasses.MISSING else {"default": default}
@@ -77,22 +79,70 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
     """The method with the parsed settings.
 
     Raises:
-        SettingError: a setting is out of range, or a part has an unknown name.
+        SettingError: a setting is out of range, a part has an unknown name, or it would replace the adapter of ``start``.
     """
+    from paring.core.coding import Coded
     from paring.method import decode, load
 
+    families = {family.__name__: family for family in Coded.__subclasses__()}
     data: dict[str, Any] = {"name": method}
     for item in dataclasses.fields(load(method)):
         if item.metadata.get("transient"):
             continue
-        value = values[flag_name(method, item.name, taken)]
-        data[item.name] = {"name": value} if "family" in item.metadata and isinstance(value, str) else value
+        flag = flag_name(method, item.name, taken)
+        family = families.get(str(item.metadata.get("family", "")))
+        data[item.name] = values[flag] if family is None else part_of(flag, values[flag], family)
+        started = None if start is None else vars(start)[item.name]
+        if isinstance(started, Coded) and _transient(type(started)) and data[item.name] != as_flag(started):
+            raise SettingError(f"--{flag} {values[flag]!r} and --init_adapter both say where the adapter starts; leave one of them out.")
     if start is None:
         return decode(data)
     # A part that holds a trained adapter is no plain data: what was not said otherwise stays the object that it is.
     decoded = decode(data)
     kept = {key: value for key, value in vars(start).items() if data.get(key) == as_flag(value)}
     return dataclasses.replace(decoded, **kept)
+
+
+def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> dict[str, Any]:
+    """A part as plain data, out of its name (``every``), its spelling in Python (``Every(period=4)``) or a mapping with its name.
+
+    Raises:
+        SettingError: the family has no such part; says which ones it has.
+    """
+    data = _called(value) if isinstance(value, str) else dict(value)
+    known = {_squashed(word): name for name, member in family.members.items() for word in (member.__name__, name)}
+    name = known.get(_squashed(str(data.get("name"))))
+    if name is None:
+        given = [_spelled(member) for member in family.members.values() if not _transient(member)]
+        raise SettingError(
+            f"--{flag} {value!r}: there is no such {family.__name__.lower()}.{near(str(data.get('name')), family.members)} "
+            f"Give one of {', '.join(sorted(given))}."
+        )
+    return {**data, "name": name}
+
+
+def _called(text: str) -> dict[str, Any]:
+    try:
+        found = ast.parse(text.strip(), mode="eval").body
+        if isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and not found.args:
+            return {"name": found.func.id, **{str(word.arg): ast.literal_eval(word.value) for word in found.keywords}}
+    except (SyntaxError, ValueError):  # no call in Python, so at best a name
+        pass
+    return {"name": text}
+
+
+def _spelled(member: type[Coded]) -> str:
+    fields = dataclasses.fields(member)  # type: ignore[arg-type]
+    return f"{member.__name__}({', '.join(f'{item.name}={default_of(item)!r}' for item in fields if item.init)})"
+
+
+def _squashed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()
+
+
+def _transient(member: type[Coded]) -> bool:
+    """Whether a part holds what no plain data can say."""
+    return any(item.metadata.get("transient") for item in dataclasses.fields(member))  # type: ignore[arg-type]
 
 
 def as_flag(value: Any) -> Any:
@@ -131,12 +181,14 @@ def starting_method(method: str, source: str) -> Method:
         AdapterError: the adapter cannot be read.
     """
     import paring
+    from paring.cli.run.output import check_exported
     from paring.method import load, names
 
     kind: object = load(method)
     if not isinstance(kind, StartsFromAdapter):
         able = [name for name in names() if isinstance(load(name), StartsFromAdapter)]
         raise SettingError(f"Method {method!r} cannot start from a trained adapter (--init_adapter); these can: {', '.join(able)}.")
+    check_exported(source)
     return kind.from_adapter(paring.read(source), source=source)
 
 

@@ -338,6 +338,14 @@ def test_a_penalty_does_not_fade_while_b_stays() -> None:
     assert model.slot.penalty == PENALTY
 
 
+@pytest.mark.parametrize("rate", [1e30, float("inf"), float("nan")])
+def test_a_rate_beyond_all_bounds_does_not_break_the_count(rate: float) -> None:
+    model = Tiny(fade=1.0)
+    model.still().backward()
+    SGD([{"params": [model.slot.gate]}, {"params": [model.slot.B], "lr": rate}], lr=RATE).step()
+    assert model.slot.travelled == 1.0
+
+
 def test_a_b_that_is_stepped_first_has_gone_when_the_gate_is_shrunk() -> None:
     model = Tiny(fade=RATE)
     model.still().backward()

@@ -254,7 +254,8 @@ def _travel(optimizer: Optimizer) -> None:
     rates: dict[tuple[int, torch.device], list[Gated]] = defaultdict(list)
     for slot in moving:
         if (group := home.get(id(slot.B))) is not None:
-            rates[round(float(group["lr"]) / UNIT), slot.travel.device].append(slot)
+            # A rate above 1, or none that is finite, ends any fading at once, and a sum of such would not fit.
+            rates[round(min(1.0, float(group["lr"])) / UNIT), slot.travel.device].append(slot)
     for (units, device), slots in rates.items():
         # As above: on the device what was really stepped, on the host what was asked for.
         step = units if found_inf is None else (1.0 - found_inf.to(device)).to(torch.int64).reshape(()) * units

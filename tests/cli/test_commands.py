@@ -84,6 +84,10 @@ def test_fuse_replaces_what_it_wrote_and_nothing_else(trained: Path, run: Run, t
     assert run("fuse", "--overwrite", trained / "adapter", out) == 0
     assert (out / "model.safetensors").stat().st_size > 1000
     assert [item.name for item in tmp_path.iterdir()] == ["fused"]
+    # Not each other's: the adapter that is fused would be gone.
+    assert run("fuse", "--overwrite", trained / "adapter", trained / "adapter") == 1
+    assert run("export", "--overwrite", trained / "checkpoint-8", out) == 1
+    assert "holds an earlier fusion" in capsys.readouterr().err
     (out / "thesis.txt").write_text("mine", encoding="utf-8")
     assert run("fuse", "--overwrite", trained / "adapter", out) == 1
     assert "thesis.txt" in capsys.readouterr().err

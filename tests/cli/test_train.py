@@ -111,11 +111,20 @@ def test_language_models(form: str, llama: Path, run: Run, jsonl: Callable[..., 
     assert any(bool(factors.b.any()) for factors in adapter.modules.values())
 
 
-def test_early_stopping_exports_the_best_checkpoint(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+def test_early_stopping_exports_the_best_checkpoint(
+    bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = {**TRAIN, "learning_rate": 1e-9, "num_train_epochs": 6, "early_stopping_patience": 1, "metric_for_best_model": "accuracy"}
     assert run("train", **flags, model_name_or_path=bert, dataset_name=moods, output_dir=tmp_path / "out") == 0
     # A rate of nothing never gets better, so the second evaluation is the last.
-    assert record(tmp_path / "out").history[-1].step == 8
+    done = record(tmp_path / "out")
+    assert done.history[-1].step == 8
+    assert "the run ended at step 8; the adapter is that of step 4, the best by accuracy" in capsys.readouterr().err
+    assert done.settings["exported_step"] == 4
+    losses = {point.step: point.values["eval_loss"] for point in done.history if "eval_loss" in point.values}
+    assert done.metrics["loss"] == losses[4] != losses[8]
+    state = json.loads((tmp_path / "out" / "checkpoint-8" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert losses[8] == next(entry["eval_loss"] for entry in state["log_history"] if entry["step"] == 8 and "eval_loss" in entry)
 
 
 def test_starting_from_a_trained_adapter(trained: Path, bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:

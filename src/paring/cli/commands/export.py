@@ -34,7 +34,7 @@ def run(options: Options) -> int:
     from paring.cli.run.output import check_target
 
     calm_libraries()
-    check_target(Path(options.output_dir), overwrite=options.overwrite)
+    check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
     model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path)
     dtype = DTYPES[options.export_dtype]
     folder = paring.export(

@@ -32,7 +32,7 @@ def run(options: Options) -> int:
 
     calm_libraries()
     folder = Path(options.output_dir)
-    check_target(folder, overwrite=options.overwrite)
+    check_target(folder, "fusion", overwrite=options.overwrite)
     # The folder is checked before the model is loaded, and appears whole or not at all.
     with replacing(folder, overwrite=options.overwrite) as fresh:
         trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype, device="cpu")

@@ -170,11 +170,17 @@ def _fit(options: TrainOptions, method: Method, command: str) -> Finished | Stop
     if stopped is not None:
         return stopped
     metrics = _metrics(trainer, task)
+    exported, last = _exported(trainer), trainer.state.global_step
+    if exported != last:
+        say(
+            f"paring: the run ended at step {last}; the adapter is that of step {exported}, the best by {trainer.args.metric_for_best_model}"
+        )
     # For mixed precision Trainer has put autocast around the forward; what comes out of here answers in the model's own precision.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     settings = {
         **flat(options),
         "rows": {"train": len(rows), "eval": 0 if held_out is None else len(held_out)},
+        "exported_step": exported,
         "sha256": _digests(options.data),
     }
     if not trainer.is_world_process_zero():
@@ -298,12 +304,15 @@ def _train(trainer: Trainer, bar: Bar, resume: Path | None, command: str) -> Sto
 
 
 def _metrics(trainer: Trainer, task: Task) -> dict[str, float]:
-    """The final metrics of the model that is exported, evaluated once more only if the last step was not."""
+    """The metrics of the model that is exported, evaluated once more only if its step was not.
+
+    An evaluation after the best checkpoint was loaded would be logged as that of the run's last step.
+    """
     if trainer.eval_dataset is None:
         return {}
-    last = next((entry for entry in reversed(trainer.state.log_history) if "eval_loss" in entry), {})
-    fresh = last.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
-    values = last if fresh else trainer.evaluate()
+    step = _exported(trainer)
+    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry and entry.get("step") == step]
+    values = logged[-1] if logged else trainer.evaluate()
     skipped = ("runtime", "per_second", "preparation_time", "num_tokens")
     metrics = {
         key.removeprefix("eval_"): float(value)
@@ -314,6 +323,13 @@ def _metrics(trainer: Trainer, task: Task) -> dict[str, float]:
         with suppress(OverflowError):
             metrics["perplexity"] = math.exp(metrics["loss"])
     return metrics
+
+
+def _exported(trainer: Trainer) -> int:
+    """The step whose weights the model has when training has ended: the best checkpoint's, if that was loaded."""
+    state = trainer.state
+    best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None else None
+    return state.global_step if best is None else best
 
 
 def _export(

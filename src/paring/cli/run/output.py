@@ -8,9 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from paring.core.errors import AdapterError, OutputExistsError
-from paring.exchange.layout import CONFIG
+from paring.exchange.layout import CONFIG, SIDE
 
 ADAPTER = "adapter"
 RUN = "run.json"
@@ -82,14 +83,19 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def check_target(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder to export to that holds something, in the words of the command line.
+def check_target(folder: Path, kind: Literal["export", "fusion"], *, overwrite: bool) -> None:
+    """Refuse a folder to write to that holds something, in the words of the command line.
 
     Raises:
-        OutputExistsError: names the flag that replaces it.
+        OutputExistsError: names the flag that replaces it; or it was given, and what is there is of the other kind.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or replace an earlier export with --overwrite.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{str(folder)!r} exists already; choose another folder, or replace an earlier {kind} with --overwrite.")
+    there = "export" if (folder / CONFIG).is_file() else "fusion"
+    if (folder / SIDE).is_file() and there != kind:
+        raise OutputExistsError(f"{str(folder)!r} holds an earlier {there}, which no {kind} overwrites; choose another folder.")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -114,9 +114,9 @@ def test_language_models(form: str, llama: Path, run: Run, jsonl: Callable[..., 
 def test_early_stopping_exports_the_best_checkpoint(
     bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = {**TRAIN, "learning_rate": 1e-9, "num_train_epochs": 6, "early_stopping_patience": 1, "metric_for_best_model": "accuracy"}
+    flags = {**TRAIN, "learning_rate": 1e-3, "num_train_epochs": 6, "early_stopping_patience": 1, "metric_for_best_model": "accuracy"}
     assert run("train", **flags, model_name_or_path=bert, dataset_name=moods, output_dir=tmp_path / "out") == 0
-    # A rate of nothing never gets better, so the second evaluation is the last.
+    # So little changes no prediction, so the second evaluation is the last.
     done = record(tmp_path / "out")
     assert done.history[-1].step == 8
     assert "the run ended at step 8; the adapter is that of step 4, the best by accuracy" in capsys.readouterr().err

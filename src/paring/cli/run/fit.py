@@ -172,9 +172,8 @@ def _fit(options: TrainOptions, method: Method, command: str) -> Finished | Stop
     metrics = _metrics(trainer, task)
     exported, last = _exported(trainer), trainer.state.global_step
     if exported != last:
-        say(
-            f"paring: the run ended at step {last}; the adapter is that of step {exported}, the best by {trainer.args.metric_for_best_model}"
-        )
+        best = trainer.args.metric_for_best_model
+        say(f"paring: the run ended at step {last}; the adapter is that of step {exported}, the best by {best}")
     # For mixed precision Trainer has put autocast around the forward; what comes out of here answers in the model's own precision.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     settings = {

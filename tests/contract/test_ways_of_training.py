@@ -18,6 +18,7 @@ from paring import train
 from paring.attach.find import slots
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.marks import UNIT
 from tests.contract.cases import Case, gated_slots
 
 STEPS = 2
@@ -83,9 +84,10 @@ def _train(case: Case, model: PeftModel, way: Way) -> Iterator[torch.optim.Optim
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """A gate after a step: the rate that it moved at, its first two entries, the count of its proximal steps, and whether one is due."""
+    """A gate after a step: its rate and that of B, its first two entries, the count of its proximal steps, and whether one is due."""
 
     rate: float
+    main: float
     gate: Tensor
     steps: int
     pending: bool
@@ -111,9 +113,10 @@ def _trained(case: Case, way: str) -> tuple[Parameters, PeftModel, list[dict[str
     before, seen = _parameters(model), []
     for optimizer in _train(case, model, WAYS[way]):
         rate = next((group["lr"] for group in optimizer.param_groups if group["role"] == "gate"), 0.0)
+        main = next(group["lr"] for group in optimizer.param_groups if group["role"] == "factor")
         seen.append(
             {
-                path: Seen(rate=rate, gate=slot.gate.detach()[:2].clone(), steps=int(slot.steps), pending=slot.pending)
+                path: Seen(rate=rate, main=main, gate=slot.gate.detach()[:2].clone(), steps=int(slot.steps), pending=slot.pending)
                 for path, slot in gates.items()
             }
         )
@@ -135,9 +138,10 @@ def test_every_way_trains(case: Case, way: str) -> None:
 def test_every_way_takes_one_proximal_step_and_keeps_zeros(case: Case, way: str) -> None:
     _, model, seen = _trained(case, way)
     for path, slot in gated_slots(model).items():
-        expected = torch.tensor([0.0, 0.5])
+        expected, travel = torch.tensor([0.0, 0.5]), 0
         for done, now in enumerate((step[path] for step in seen), start=1):
-            expected = slot.update.apply(expected, slot.update.threshold(now.rate, slot.update.weight_after(done - 1)))
+            expected = slot.update.apply(expected, slot.update.threshold(now.rate, slot.update.weight_after(travel * UNIT)))
+            travel += round(now.main / UNIT)
             assert torch.equal(now.gate, expected), path
             assert now.steps == done, f"{path}: one proximal step for each step of the optimizer"
             assert not now.pending

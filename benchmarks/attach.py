@@ -103,7 +103,7 @@ def files(rounds: int, rank: int = 64) -> dict[str, float]:
         with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             folder, copy = Path(place) / "adapter", Path(place) / "copy.safetensors"
-            note("export", lambda folder=folder: paring.export(model, folder))  # type: ignore[misc]
+            note("export", lambda folder=folder: paring.export(model, folder, force=True))  # type: ignore[misc]
             note("read", lambda folder=folder: paring.read(folder))  # type: ignore[misc]
             tensors = load_file(folder / "adapter_model.safetensors")
             note("safetensors: write", lambda tensors=tensors, copy=copy: save_file(tensors, copy))  # type: ignore[misc]

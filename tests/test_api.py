@@ -124,7 +124,7 @@ def test_the_model_cards_lines_load_the_trained_tokenizer(along: bool, tmp_path:
     out = paring.export(adapted, tmp_path / "out", tokenizer=tokenizer if along else None)
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
     loaded: dict[str, Any] = {}
-    exec(code.replace("path/to/this/folder", str(out)), loaded)
+    exec(code.replace("path/to/this/folder", str(out)), loaded)  # What a reader of the card would paste; we wrote it ourselves.
     assert loaded["tokenizer"]("good bad ugly")["input_ids"] == [1, 2, 0]
     ids = torch.arange(6)[None]
     assert torch.allclose(loaded["model"].eval()(ids).logits, adapted.eval()(ids).logits, atol=1e-5)

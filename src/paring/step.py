@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -105,16 +105,16 @@ def _eager(hook: Any) -> Any:
     return torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
 
-def pending(optimizer: Optimizer) -> list[tuple[Gated, dict[str, Any]]]:
+def pending(optimizer: Optimizer, home: Mapping[int, dict[str, Any]] | None = None) -> list[tuple[Gated, dict[str, Any]]]:
     """The slots that a step of ``optimizer`` is due to shrink, each with the parameter group that holds its gate.
 
     A slot is due if it is marked, its gate requires grad and has one. The gate is looked up now, by identity:
-    casts and sharding replace ``Parameter`` objects after the optimizer was built.
+    casts and sharding replace ``Parameter`` objects after the optimizer was built. ``home`` is what :func:`_home` says, where it is known.
     """
     due = [slot for slot in gated_slots() if slot.marks.pending and (gate := slot.gate).requires_grad and gate.grad is not None]
     if not due:
         return []
-    home = _home(optimizer)
+    home = _home(optimizer) if home is None else home
     found = []
     for slot in due:
         group = home.get(id(slot.gate))
@@ -196,10 +196,13 @@ def _add_l1(optimizer: Optimizer, due: Sequence[Gated]) -> None:
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Shrink every due gate once, in as few operations as there are different thresholds; then note how far B may have moved."""
     held = _held.pop(optimizer, ())
-    due = pending(optimizer)
+    if not any(slot.marks.pending or slot.marks.moving for slot in gated_slots()):
+        return
+    home = _home(optimizer)
+    due = pending(optimizer, home)
     if due:
         _shrink(optimizer, due, held)
-    _travel(optimizer)
+    _travel(optimizer, home)
 
 
 def _shrink(optimizer: Optimizer, due: Sequence[tuple[Gated, dict[str, Any]]], held: Sequence[tuple[list[Gated], Hold]]) -> None:
@@ -244,12 +247,9 @@ def _shrink(optimizer: Optimizer, due: Sequence[tuple[Gated, dict[str, Any]]], h
         recount([(slot.alive, slot.gate) for slot in slots])
 
 
-def _travel(optimizer: Optimizer) -> None:
+def _travel(optimizer: Optimizer, home: Mapping[int, dict[str, Any]]) -> None:
     """Add the learning rate of each B that this step has moved to its slot's travel, whichever optimizer holds the gate."""
     moving = [slot for slot in gated_slots() if slot.marks.moving and slot.B.grad is not None]
-    if not moving:
-        return
-    home = _home(optimizer)
     found_inf: Tensor | None = vars(optimizer).get("found_inf")
     rates: dict[tuple[int, torch.device], list[Gated]] = defaultdict(list)
     for slot in moving:

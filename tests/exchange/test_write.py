@@ -338,7 +338,7 @@ def test_a_folder_that_cannot_be_asked_to_be_overwritten_says_nothing_of_it(tmp_
         pass
 
 
-@pytest.mark.skipif(os.name != "posix", reason="rights of POSIX")
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no umask that takes rights away")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_files_that_a_library_makes_private_get_the_rights_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)

@@ -75,7 +75,7 @@ class Outlook:
 
     reach: float
     doomed: bool
-    dead: bool = False
+    dead: bool
 
 
 def outlook(found: dict[str, Gated], optimizer: Any, scheduler: Any, steps: int) -> Outlook | None:

@@ -27,7 +27,7 @@ def run(options: Options) -> int:
     from paring.cli.console import calm_libraries
     from paring.cli.run.loaded import load_trained
     from paring.cli.run.output import check_target
-    from paring.exchange.folder import replacing
+    from paring.exchange.folder import replacing, store
     from paring.exchange.layout import SIDE
 
     calm_libraries()
@@ -42,7 +42,7 @@ def run(options: Options) -> int:
         trained.tokenizer.save_pretrained(fresh)
         # What is listed here, and nothing else, may be overwritten.
         files = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
-        (fresh / SIDE).write_text(json.dumps({"fused": options.adapter, "files": files}, indent=2) + "\n", encoding="utf-8")
+        store(fresh / SIDE, (json.dumps({"fused": options.adapter, "files": files}, indent=2) + "\n").encode())
     print(options.output_dir)
     return 0
 

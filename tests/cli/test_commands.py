@@ -88,10 +88,13 @@ def test_fuse_replaces_what_it_wrote_and_nothing_else(trained: Path, run: Run, t
     assert run("fuse", "--overwrite", trained / "adapter", trained / "adapter") == 1
     assert run("export", "--overwrite", trained / "checkpoint-8", out) == 1
     assert "holds an earlier fusion" in capsys.readouterr().err
-    (out / "thesis.txt").write_text("mine", encoding="utf-8")
-    assert run("fuse", "--overwrite", trained / "adapter", out) == 1
-    assert "thesis.txt" in capsys.readouterr().err
-    assert (out / "thesis.txt").is_file()
+    # A fusion has no model card, so a README is the user's.
+    for name in ("thesis.txt", "README.md"):
+        (out / name).write_text("mine", encoding="utf-8")
+        assert run("fuse", "--overwrite", trained / "adapter", out) == 1
+        assert name in capsys.readouterr().err
+        assert (out / name).read_text(encoding="utf-8") == "mine"
+        (out / name).unlink()
 
 
 def test_texts_after_flags(trained: Path, run: Run, tmp_path: Path, capsys: Capture) -> None:

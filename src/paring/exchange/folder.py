@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from paring.core.errors import ExportError, OutputExistsError
-from paring.exchange.layout import OWN_FILES, SIDE
+from paring.exchange.layout import SIDE
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _written(folder: Path) -> frozenset[str]:
     """The files that the export in this folder wrote, by its own account; without one, none (a checkpoint has a configuration too)."""
     try:
         listed = json.loads((folder / SIDE).read_text(encoding="utf-8"))["files"]
-        return OWN_FILES | {str(name) for name in listed}
+        return frozenset(str(name) for name in listed)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
 

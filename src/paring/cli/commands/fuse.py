@@ -41,7 +41,7 @@ def run(options: Options) -> int:
         trained.model.save_pretrained(fresh)
         trained.tokenizer.save_pretrained(fresh)
         # What is listed here, and nothing else, may be overwritten.
-        files = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
+        files = sorted([SIDE, *(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())])
         store(fresh / SIDE, (json.dumps({"fused": options.adapter, "files": files}, indent=2) + "\n").encode())
     print(options.output_dir)
     return 0

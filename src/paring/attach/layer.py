@@ -68,17 +68,18 @@ class ParingLinear(nn.Module, BaseTunerLayer):
             return result
         if adapter_names is not None:
             return self._mixed(x, adapter_names, *args, **kwargs)
-        active = [] if self.merged_adapters else [name for name in self.active_adapters if name in self.paring_slot]
+        slots = self.paring_slot
+        active = [] if self.merged_adapters else [name for name in self.active_adapters if name in slots]
         y: Tensor
         if len(active) == 1 and not args and not kwargs:
-            slot = self.paring_slot[active[0]]
+            slot, base = slots[active[0]], self.base_layer
             assert isinstance(slot, Slot)
-            if fusible(self.base_layer, slot, x):
-                weight, bias = tensors(self.base_layer)
-                return slot.fused(x, weight.t() if isinstance(self.base_layer, Conv1D) else weight, bias)
+            if fusible(base, slot, x):
+                weight, bias = tensors(base)
+                return slot.fused(x, weight.t() if isinstance(base, Conv1D) else weight, bias)
         y = self.base_layer(x, *args, **kwargs)
         for name in active:
-            y = self.paring_slot[name](y, x)
+            y = slots[name](y, x)
         return y
 
     def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:

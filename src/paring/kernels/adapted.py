@@ -27,7 +27,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from paring.kernels.orders import Order, choose
+from paring.kernels.casts import cast_once
+from paring.kernels.orders import EXACT, Order, choose
 
 SEPARATE = Order(merge_forward=False, merge_backward=False)
 
@@ -77,16 +78,23 @@ def adapted_linear(
     kind = x.device.type
     autocast = torch.is_autocast_enabled(kind)
     dtype = torch.get_autocast_dtype(kind) if autocast else weight.dtype
+    count = a.shape[0] if live is None else live.count
     if order is None:
-        rows = x.numel() // max(1, x.shape[-1])
-        rank = a.shape[0] if live is None else live.count
-        order = SEPARATE if dropout else choose(rows, weight.shape[1], weight.shape[0], rank, dtype=dtype, device=kind)
+        if dropout or dtype not in EXACT:
+            order = SEPARATE
+        else:
+            order = choose(x.numel() // max(1, x.shape[-1]), weight.shape[1], weight.shape[0], count, dtype=dtype, device=kind)
     if autocast:
         # The casts that autocast would make; what is saved is then what was given, so that second derivatives are right too.
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if x.dtype != dtype:
+            x = cast_once(x, dtype)
+        if weight.dtype != dtype:
+            weight = weight.to(dtype)
+        if bias is not None and bias.dtype != dtype:
+            bias = bias.to(dtype)
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout) if dropout else None
     # What is left after dropout is scaled up, which the r-wide factors carry.
-    plan = _Plan(scale / (1.0 - dropout), order, None if live is None else live.index, a.shape[0] if live is None else live.count)
+    plan = _Plan(scale / (1.0 - dropout), order, None if live is None else live.index, count)
     result: Tensor = _Adapted.apply(x, weight, bias, a, b, gate, mask, plan)  # type: ignore[no-untyped-call]
     return result
 
@@ -123,23 +131,23 @@ class _Adapted(torch.autograd.Function):
         mask: Tensor | None,
         plan: _Plan,
     ) -> Tensor:
-        with _plain(x.device.type):
-            rows = x.reshape(-1, x.shape[-1])
+        with _products(x):
+            rows = _rows(x)
             inner = down = up = None
             if plan.live:
                 down, up = _folded(a, b, gate, plan, x.dtype)
-                live = up[: plan.live]
+                live = _first(up, plan.live)
                 if plan.order.merge_forward:
                     y = F.linear(rows, torch.addmm(weight, live.t(), down), bias)
                 else:
                     y = F.linear(rows, weight, bias)
-                    inner = _seen(rows, mask) @ down.t()
+                    inner = torch.mm(_seen(rows, mask), down.t())
                     y.addmm_(inner, live)
             else:
                 y = F.linear(rows, weight, bias)
         ctx.save_for_backward(x, weight, a, b, gate, mask, plan.ranks, inner, down, up)
         ctx.plan = plan
-        return y.view(*x.shape[:-1], weight.shape[0])
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -150,48 +158,66 @@ class _Adapted(torch.autograd.Function):
             # A second derivative goes through all that was formed from what it depends on, so it is formed again; and through the
             # zeros of ranks that are left out, which are then left in, but for those whose gates are to have no gradient.
             inner = down = up = None
-            if index is not None and len(index) == len(a):
-                index, plan = None, plan._replace(ranks=None, live=len(a))
-        scale, count = plan.scale, plan.live
-        with _plain(grad.device.type):
-            dy, rows = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+            if index is not None and index.shape[0] == a.shape[0]:
+                index, plan = None, plan._replace(ranks=None, live=a.shape[0])
+        elif index is not None and not index.shape[0]:
+            # An empty module: no gradient rather than zeros, so that the optimizer passes its factors over.
+            need_a = need_b = False
+        count = plan.live
+        with _products(x):
+            dy, rows = _rows(grad), _rows(x)
             if up is None:
                 down, up = _folded(a, b, gate, plan, x.dtype)
             dx = da = db = dgate = z = None
             merge = plan.order.merge_backward and count > 0
             if need_a or need_gate or (need_x and not merge):
                 # Of the dead, nothing but their gates' gradients is wanted.
-                z = dy @ (up if need_gate else up[:count]).t()
+                z = torch.mm(dy, (up if need_gate else _first(up, count)).t())
             if need_x and merge:
-                dx = dy @ torch.addmm(weight, up[:count].t(), down)
+                dx = torch.mm(dy, torch.addmm(weight, _first(up, count).t(), down))
             elif need_x:
                 assert z is not None
-                dx = dy @ weight
-                if count and mask is None:
-                    dx.addmm_(z[:, :count], down)
-                elif count:
-                    dx.add_(_seen(z[:, :count] @ down, mask))
+                dx = torch.mm(dy, weight)
+                if count:
+                    live = z if z.shape[1] == count else z[:, :count]
+                    if mask is None:
+                        dx.addmm_(live, down)
+                    else:
+                        dx.add_(_seen(torch.mm(live, down), mask))
             seen = _seen(rows, mask) if need_a or need_gate or (need_b and inner is None) else rows
             if need_a or need_gate:
                 assert z is not None
-                product = z.t() @ seen
+                # With beta 0 the first argument is not read: so the scale is part of the product.
+                product = torch.addmm(weight[:1], z.t(), seen, beta=0.0, alpha=plan.scale)
                 if need_a:
-                    da = _spread(_weighted(product[:count], gate, plan, a.dtype), index, len(a))
+                    da = _spread(_gated(_first(product, count), gate, plan, a.dtype), index, a.shape[0])
                 if need_gate:
-                    part = _taken(a, index).to(gate.dtype)
-                    dgate = _spread(scale * (product.to(gate.dtype) * part).sum(1), index, len(a))
+                    dgate = _spread((product * _taken(a, index).to(gate.dtype)).sum(1), index, a.shape[0])
             if need_b:
-                inner = seen @ down.t() if inner is None else inner
-                db = _spread((inner.t() @ dy).to(b.dtype), index, len(a)).t()
+                inner = torch.mm(seen, down.t()) if inner is None else inner
+                db = _spread(torch.mm(inner.t(), dy).to(b.dtype), index, a.shape[0]).t()
         return None if dx is None else dx.view(x.shape), None, None, da, db, dgate, None, None
 
 
-def _plain(kind: str) -> AbstractContextManager[Any]:
-    """Without autocast: the types are what they are to be already."""
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _NOTHING
+def _products(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, where it would form products of another type than ``x``'s."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) != x.dtype:
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING
 
 
 _NOTHING = nullcontext()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """All leading dimensions together."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+def _first(ranks: Tensor, count: int) -> Tensor:
+    """The first ``count`` along the first dimension."""
+    return ranks if ranks.shape[0] == count else ranks[:count]
 
 
 def _folded(a: Tensor, b: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -199,24 +225,30 @@ def _folded(a: Tensor, b: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch
 
     Both are fresh tensors with contiguous rows: a BLAS may round otherwise with a factor that lies in a mapped file.
     """
-    index, count = plan.ranks, plan.live
-    live = None if index is None else index[:count]
-    down = _weighted(_taken(a, live), gate, plan, dtype)
-    turned = b.t().contiguous() if index is None else b.t().index_select(0, index)
-    if turned.dtype != dtype:
-        turned = turned.to(dtype)
-    elif turned.data_ptr() == b.data_ptr():
-        turned = turned.clone()
-    return down, turned
+    index, turned = plan.ranks, b.t()
+    live = None if index is None else _first(index, plan.live)
+    factor = plan.scale if gate is None else (_taken(gate, live) * plan.scale).unsqueeze(1)
+    down = _times(_taken(a, live), factor, dtype)
+    if index is not None:
+        return down, turned.index_select(0, index).to(dtype)
+    if turned.dtype == dtype:
+        return down, turned.clone(memory_format=torch.contiguous_format)
+    return down, turned.to(dtype, memory_format=torch.contiguous_format)
 
 
-def _weighted(rows: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> Tensor:
-    """The live rows, each times its gate and the scale."""
+def _gated(rows: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> Tensor:
+    """The live rows, each times its gate."""
     if gate is None:
-        return (rows if rows.dtype == dtype else rows.to(dtype)) * plan.scale
-    live = gate if plan.ranks is None else gate.index_select(0, plan.ranks[: plan.live])
-    weighted = rows * (live * plan.scale).unsqueeze(1)
-    return weighted if weighted.dtype == dtype else weighted.to(dtype)
+        return rows.to(dtype)
+    live = gate if plan.ranks is None else gate.index_select(0, _first(plan.ranks, plan.live))
+    return _times(rows, live.unsqueeze(1), dtype)
+
+
+def _times(rows: Tensor, factor: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """A product in the type that is asked for, rounded once and written once."""
+    if rows.dtype == dtype or torch.is_grad_enabled():
+        return (rows * factor).to(dtype)
+    return torch.mul(rows, factor, out=torch.empty(rows.shape, dtype=dtype, device=rows.device))
 
 
 def _seen(rows: Tensor, mask: Tensor | None) -> Tensor:
@@ -233,4 +265,4 @@ def _spread(rows: Tensor, index: Tensor | None, rank: int) -> Tensor:
     """Undo :func:`_taken`: each row at its rank, zeros for those that were not taken."""
     if index is None:
         return rows
-    return rows.new_zeros(rank, *rows.shape[1:]).index_copy(0, index[: len(rows)], rows)
+    return rows.new_zeros(rank, *rows.shape[1:]).index_copy_(0, _first(index, rows.shape[0]), rows)

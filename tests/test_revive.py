@@ -296,6 +296,8 @@ def test_closures_and_accumulation_hold_too(accumulate: int) -> None:
 def remote(seen: list[int | None], monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """Treat the gates as if reading them waited for a device; lists what each forward was told to compute with."""
     monkeypatch.setattr(alive, "_readable", lambda gate: False)
+    monkeypatch.setattr(alive, "SPARE", 1)
+    monkeypatch.setattr(alive, "MULTIPLE", 1)
     return seen
 
 
@@ -328,13 +330,45 @@ def test_remote_gates_free_to_come_back_are_all_computed(remote: list[int | None
 
 @rules
 @optimizers
-def test_remote_gates_train_alike(rule: Revive, make: Callable[..., Optimizer], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("spare", "multiple"), [(1, 1), (1, 2), (alive.SPARE, alive.MULTIPLE)])
+def test_remote_gates_train_alike(
+    rule: Revive, make: Callable[..., Optimizer], spare: int, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, there = Model(rule), Model(rule)
     wanted = run(here, make(trained(here)), steps=3 * RECOUNT)
     monkeypatch.setattr(alive, "_readable", lambda gate: False)
+    monkeypatch.setattr(alive, "SPARE", spare)
+    monkeypatch.setattr(alive, "MULTIPLE", multiple)
     got = run(there, make(trained(there)), steps=3 * RECOUNT)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "living", "computed"),
+    [
+        (8, 8, 8),
+        (8, 3, 8),
+        (8, 0, 0),
+        (64, 0, 0),
+        (64, 1, 64),
+        (256, 64, 64),
+        (256, 61, 64),
+        (256, 121, 128),
+        (256, 129, 256),
+        (200, 65, 72),
+    ],
+)
+def test_an_accelerator_leaves_out_many_dead_ranks_or_all(size: int, living: int, computed: int, generator: torch.Generator) -> None:
+    lives = torch.zeros(size, dtype=torch.bool)
+    lives[torch.randperm(size, generator=generator)[:living]] = True
+    index = alive._worth(lives)
+    if index is None:
+        assert computed == size
+        return
+    assert len(index) == len(index.unique()) == computed
+    assert lives[index[:living]].all()
+    assert not lives[index[living:]].any()
 
 
 def _in_place(slot: Gated, value: Tensor) -> None:

@@ -9,12 +9,21 @@ from torch import Tensor, nn
 
 from paring.kernels.adapted import Live
 
+SPARE = 128
+"""Dead ranks from which on an accelerator leaves them out. A product with a narrower factor waits there for the wide tensor that it
+reads, whatever its width: 8 and 64 ranks take the same time on an H200, and picking ranks costs a dozen launches more."""
+
+MULTIPLE = 8
+"""Of ranks that an accelerator computes with: its matrix units read 16 bytes at a time."""
+
 
 class Alive:
     """The live ranks of one gate.
 
     On a CPU the gate is looked at each time. Elsewhere a look would wait for the device, so what :func:`recount` last read is taken, as
     long as no one else has written the gate since. Between two recounts gates may die, which then costs a little time and changes nothing.
+    There dead ranks are left out if the whole module is empty, or if there are many of them (:data:`SPARE`); what dead ranks are
+    computed with have a gate of zero, and the hook on the optimizer's step takes away its gradient.
     """
 
     def __init__(self) -> None:
@@ -67,9 +76,18 @@ def recount(found: Sequence[tuple[Alive, Tensor]]) -> None:
         return
     flags = (torch.cat([gate.reshape(-1) for _, gate in found]) != 0).cpu()
     for (alive, gate), part in zip(found, torch.split(flags, [gate.numel() for _, gate in found]), strict=True):
-        index = part.nonzero().squeeze(1)
-        alive._live = None if len(index) == gate.numel() else Live(index.to(gate.device, non_blocking=True), len(index))
+        index = _worth(part)
+        alive._live = None if index is None else Live(index.to(gate.device, non_blocking=True), len(index))
         alive._key = _key(gate)
+
+
+def _worth(lives: Tensor) -> Tensor | None:
+    """The ranks that an accelerator is to compute with, live ones and as many dead ones as fill them up; ``None`` means all."""
+    alive, dead = lives.nonzero().squeeze(1), (~lives).nonzero().squeeze(1)
+    if not len(alive):
+        return alive
+    fill = -len(alive) % MULTIPLE
+    return None if len(dead) - fill < SPARE else torch.cat([alive, dead[:fill]])
 
 
 def _readable(gate: Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from paring.attach.find import slots
-from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.base import Role, Slot
 from tests.contract.cases import Case
 
 
@@ -16,13 +16,23 @@ def _backward(case: Case, model: nn.Module) -> None:
     model(**case.kind.batch()).loss.backward()
 
 
+def _empty(slot: Slot) -> bool:
+    """Whether nothing of the slot is alive; its factors then have no gradient, so that optimizers pass them over."""
+    gate = slot.factors().gate
+    return gate is not None and not bool(gate.any())
+
+
 def test_only_declared_parameters_get_gradients(case: Case) -> None:
     model = case.roughened()
     declared = {id(parameter): role for slot in slots(model).values() for _, parameter, role in slot.roles()}
+    idle = {id(parameter) for slot in slots(model).values() if _empty(slot) for _, parameter, role in slot.roles() if role is Role.FACTOR}
     heads = {name for name, _ in model.named_parameters() if ".modules_to_save.default." in name}
     _backward(case, model)
     for name, parameter in model.named_parameters():
-        if declared.get(id(parameter)) in (Role.FACTOR, Role.GATE) or name in heads:
+        if id(parameter) in idle:
+            assert parameter.requires_grad, name
+            assert parameter.grad is None or not parameter.grad.any(), name
+        elif declared.get(id(parameter)) in (Role.FACTOR, Role.GATE) or name in heads:
             assert parameter.requires_grad, name
             assert parameter.grad is not None, f"{name} is declared trainable, and got no gradient"
         else:
@@ -45,8 +55,8 @@ def test_gradients_reach_every_kind_of_parameter(case: Case) -> None:
         for name, parameter, role in slot.roles():
             if role is not Role.FROZEN:
                 seen.add((name, role))
-                assert parameter.grad is not None
-                if parameter.grad.any():
+                assert parameter.grad is not None or (role is Role.FACTOR and _empty(slot)), name
+                if parameter.grad is not None and parameter.grad.any():
                     moved.add((name, role))
     assert moved == seen
 

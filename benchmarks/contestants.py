@@ -30,8 +30,17 @@ from paring.train.groups import create_optimizer
 
 transformers.logging.set_verbosity_error()
 
-SHAPES: dict[str, tuple[int, int]] = {"bert": (32, 64), "llama": (8, 256), "minilm": (16, 32), "llama-wide": (4, 512)}
-"""Rows and tokens of a batch for each model; the wide one has the layers of a 7B model, four of them, and is meant for accelerators."""
+SHAPES: dict[str, tuple[int, int]] = {
+    "bert": (32, 64),
+    "llama": (8, 256),
+    "minilm": (16, 32),
+    "llama-wide": (4, 512),
+    "llama-wide-8k": (16, 512),
+}
+"""Rows and tokens of a batch for each model; the wide ones have the layers of a 7B model, four of them, and are meant for accelerators."""
+
+DTYPES = ("fp32", "bf16", "bf16-weights")
+"""Type of the products; the last has the frozen weights in bfloat16 too, as most language models come, under autocast all the same."""
 
 DEAD = 0.7
 """Share of the ranks, or of the modules, that are dead where a contestant says so."""
@@ -39,8 +48,12 @@ DEAD = 0.7
 RATE = 1e-3
 
 
-def base(name: str) -> nn.Module:
-    """A model of one of the three shapes; MiniLM with its own weights, the others random."""
+def base(name: str, dtype: str = "fp32") -> nn.Module:
+    """A model of one of the shapes; MiniLM with its own weights, the others random."""
+    return _built(name).to(torch.bfloat16 if dtype == "bf16-weights" else torch.float32)
+
+
+def _built(name: str) -> nn.Module:
     torch.manual_seed(0)
     if name == "minilm":
         found: nn.Module = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=2)
@@ -49,7 +62,7 @@ def base(name: str) -> nn.Module:
         return BertForSequenceClassification(
             BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=8192)
         )
-    width, heads, groups, inner = (4096, 32, 8, 11008) if name == "llama-wide" else (768, 12, 4, 2048)
+    width, heads, groups, inner = (4096, 32, 8, 11008) if name.startswith("llama-wide") else (768, 12, 4, 2048)
     return LlamaForSequenceClassification(
         LlamaConfig(
             hidden_size=width,

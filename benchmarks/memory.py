@@ -1,8 +1,8 @@
 """What a training step keeps, needs at most and computes: saved bytes, profiler peak and FLOPs of each contestant.
 
 Saved bytes are those of the tensors that autograd keeps for the backward, each storage once, without parameters and their transposes. The
-peak is that of torch's profiler over one step, above what was allocated before it. FLOPs are those that torch counts, forward and
-backward; of the optimizer nothing is counted. All three are exact, so one step each is enough.
+peak is that of torch's profiler over one step, or of the accelerator's allocator, above what was allocated before it. FLOPs are those
+that torch counts, forward and backward; of the optimizer nothing is counted. All three are exact, so one step each is enough.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 import torch
-from contestants import CONTESTANTS, LIMIT, SHAPES, Contestant, base, batch
+from contestants import CONTESTANTS, DTYPES, LIMIT, SHAPES, Contestant, base, batch
 from environment import save
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -36,6 +36,11 @@ def saved(one: Contestant) -> int:
 
 def peak(one: Contestant) -> int:
     """Most bytes that a step has allocated at a time, above what was there before it."""
+    if next(one.model.parameters()).is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        one.step()
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         one.step()
     assert profiler.profiler is not None
@@ -79,16 +84,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
-    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--name", default="memory", help="of the file of results")
     given = parser.parse_args()
     cells = []
     for model in given.models:
-        source, data = base(model), batch(model)
+        data = batch(model, given.device)
         for dtype in given.dtypes:
+            source = base(model, dtype).to(given.device)
             for rank in given.ranks:
                 found: dict[str, dict[str, int]] = {}
                 for name, build in CONTESTANTS.items():
-                    one = build(copy.deepcopy(source), data, rank, dtype == "bf16")
+                    one = build(copy.deepcopy(source), data, rank, dtype != "fp32")
                     one.step()  # The optimizer's state is made at the first step.
                     found[name] = {"saved": saved(one), "peak": peak(one), "flops": flops(one)}
                 cells.append({"model": model, "tokens": SHAPES[model], "dtype": dtype, "rank": rank, "contestants": found})
@@ -98,7 +106,7 @@ def main() -> None:
                     print(
                         f"  {name:40} saved {row['saved'] / 2**20:8.2f} MiB  peak {row['peak'] / 2**20:8.2f} MiB  over the limit: {shares}"
                     )
-    save("memory", {"cells": cells, "dead": 0.7})
+    save(given.name, {"cells": cells, "dead": 0.7})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import CONTESTANTS, DEAD, LIMIT, SHAPES, base, batch
+from contestants import CONTESTANTS, DEAD, DTYPES, LIMIT, SHAPES, base, batch
 from environment import kept, save
 
 PAIRS = (
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
-    parser.add_argument("--dtypes", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resume", action="store_true", help="keep the cells of a run that was cut off: same machine, versions, rounds")
@@ -72,12 +72,13 @@ def main() -> None:
     cells = [cell for cell in before if set(names) - {LIMIT} <= set(cell["over_limit"])]
     done = {(cell["model"], cell["dtype"], cell["rank"]) for cell in cells}
     for model in given.models:
-        source, data = base(model).to(given.device), batch(model, given.device)
+        data = batch(model, given.device)
         for dtype in given.dtypes:
+            source = base(model, dtype).to(given.device)
             for rank in given.ranks:
                 if (model, dtype, rank) in done:
                     continue
-                steps = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype == "bf16").step for name in names}
+                steps = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype != "fp32").step for name in names}
                 times: dict[str, list[float]] = {name: [] for name in names}
                 for turn in range(given.rounds + WARM):
                     for name, step in steps.items():

@@ -63,11 +63,12 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile each model, the frozen one too")
     parser.add_argument("--resume", action="store_true", help="keep the cells of a run that was cut off: same machine, versions, rounds")
     parser.add_argument("--name", default="step-time", help="of the file of results")
     given = parser.parse_args()
     names = list(dict.fromkeys([LIMIT, *given.contestants]))
-    settings = {"rounds": given.rounds, "dead": DEAD}
+    settings = {"rounds": given.rounds, "dead": DEAD, "compiled": given.compile}
     before = kept(given.name, settings) if given.resume else []
     cells = [cell for cell in before if set(names) - {LIMIT} <= set(cell["over_limit"])]
     done = {(cell["model"], cell["dtype"], cell["rank"]) for cell in cells}
@@ -78,7 +79,11 @@ def main() -> None:
             for rank in given.ranks:
                 if (model, dtype, rank) in done:
                     continue
-                steps = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype != "fp32").step for name in names}
+                built = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype != "fp32") for name in names}
+                if given.compile:
+                    for one in built.values():
+                        one.model.compile()
+                steps = {name: one.step for name, one in built.items()}
                 times: dict[str, list[float]] = {name: [] for name in names}
                 for turn in range(given.rounds + WARM):
                     for name, step in steps.items():

@@ -33,11 +33,13 @@ def saved(one: Contestant) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
     held: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
-        held.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+    def keep(tensor: Tensor) -> int:
+        # Not the tensor: a node that packs its own output so would hold itself for ever. No backward follows.
+        place = tensor.untyped_storage().data_ptr()
+        held.setdefault(place, tensor)
+        return place
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda place: held[place]):
         one.loss()
     return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
 

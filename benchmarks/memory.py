@@ -34,14 +34,16 @@ def saved(one: Contestant) -> int:
     held: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> int:
-        # Not the tensor: a node that packs its own output so would hold itself for ever. No backward follows.
         place = tensor.untyped_storage().data_ptr()
         held.setdefault(place, tensor)
         return place
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda place: held[place]):
         one.loss()
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
+    total = sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
+    # The nodes of the graph hold the two hooks, the hooks what is held, and that the nodes: no collector sees all of this circle.
+    held.clear()
+    return total
 
 
 def peak(one: Contestant) -> int:

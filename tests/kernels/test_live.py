@@ -143,6 +143,19 @@ def test_an_empty_module_costs_what_the_base_costs(generator: torch.Generator) -
     assert not gate.grad.any()
 
 
+def test_an_empty_module_keeps_no_input(generator: torch.Generator) -> None:
+    x, a, b, gate, weight, bias = given(GATES["none"], generator)
+    held: set[int] = set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        held.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        adapted_linear(x, weight, bias, a, b, gate, SCALE, live=live(gate, False), dropout=0.5)
+    assert held == {weight.data_ptr(), gate.data_ptr()}
+
+
 @revives
 def test_what_is_kept_shrinks_with_the_live_ranks(revive: bool, generator: torch.Generator) -> None:
     x, a, b, gate, weight, bias = given(GATES["one"], generator)

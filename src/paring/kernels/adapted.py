@@ -11,7 +11,8 @@ What it does otherwise than the same products left to autograd:
 - For the backward it keeps ``x``, the two factors as the products take them and, where the forward has formed it,
   :math:`X \bar A^\top`; nothing as wide as the output.
 - Dropout on the update's input is a mask of one byte an entry; the input with holes is formed again in the backward.
-- Ranks whose gate is exactly zero are left out of every product but, where asked for, those of their own gates' gradients.
+- Ranks whose gate is exactly zero are left out of every product but, where asked for, those of their own gates' gradients. An empty
+  module is the frozen linear and keeps no input.
 
 Source of the orders: RunLoRA (arXiv 2312.03415). The plain twin is :func:`paring.kernels.low_rank.add_low_rank` on top of a linear.
 """
@@ -92,6 +93,9 @@ def adapted_linear(
             weight = weight.to(dtype)
         if bias is not None and bias.dtype != dtype:
             bias = bias.to(dtype)
+    if live is not None and not live.index.shape[0]:
+        idle: Tensor = _Empty.apply(x, weight, bias, gate)  # type: ignore[no-untyped-call]
+        return idle
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout) if dropout else None
     # What is left after dropout is scaled up, which the r-wide factors carry.
     plan = _Plan(scale / (1.0 - dropout), order, None if live is None else live.index, count)
@@ -113,6 +117,26 @@ class _Plan(NamedTuple):
     order: Order
     ranks: Tensor | None
     live: int
+
+
+class _Empty(torch.autograd.Function):
+    """No rank is computed with, and no gate asked about: the frozen linear, which keeps no input.
+
+    The gate has a gradient of zeros, by which it is known to be in training; the factors have none, so that optimizers pass them over.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, gate)
+        with _products(x):
+            return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, gate = ctx.saved_tensors
+        with _products(weight):
+            dx = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
+        return dx, None, None, torch.zeros_like(gate)
 
 
 class _Adapted(torch.autograd.Function):
@@ -160,9 +184,6 @@ class _Adapted(torch.autograd.Function):
             inner = down = up = None
             if index is not None and index.shape[0] == a.shape[0]:
                 index, plan = None, plan._replace(ranks=None, live=a.shape[0])
-        elif index is not None and not index.shape[0]:
-            # An empty module: no gradient rather than zeros, so that the optimizer passes its factors over.
-            need_a = need_b = False
         count = plan.live
         with _products(x):
             dy, rows = _rows(grad), _rows(x)

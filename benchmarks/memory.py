@@ -24,7 +24,7 @@ from paring.parts.update.revive import RECOUNT
 
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
-SETTLED = RECOUNT + 2
+SETTLED = {"cpu": 1, "cuda": RECOUNT + 2}
 """Steps before: the optimizer's state is made at the first, and an accelerator counts dead ranks now and then. The next is no look."""
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=SETTLED, default="cpu")
     parser.add_argument("--name", default="memory", help="of the file of results")
     given = parser.parse_args()
     cells = []
@@ -112,7 +112,7 @@ def main() -> None:
                 found: dict[str, dict[str, int]] = {}
                 for name, build in CONTESTANTS.items():
                     one = build(copy.deepcopy(source), data, rank, dtype != "fp32")
-                    for _ in range(SETTLED):
+                    for _ in range(SETTLED[given.device]):
                         one.step()
                     found[name] = {"saved": saved(one), "peak": peak(one), "flops": flops(one)}
                     del one

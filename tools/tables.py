@@ -110,7 +110,9 @@ def step_time(result: Mapping[str, Any]) -> str:
     """For each model and precision: every contestant's step over the limit by rank, then the comparisons of two."""
     parts = []
     for model, dtype in dict.fromkeys((cell["model"], cell["dtype"]) for cell in result["cells"]):
-        cells = [cell for cell in result["cells"] if (cell["model"], cell["dtype"]) == (model, dtype)]
+        cells = sorted(
+            (cell for cell in result["cells"] if (cell["model"], cell["dtype"]) == (model, dtype)), key=lambda cell: int(cell["rank"])
+        )
         count, width = cells[0]["tokens"]
         head = [f"{model}, {count} x {width} tokens, {dtype}", *(f"r {cell['rank']}" for cell in cells)]
         body = [[name, *(_interval(cell["over_limit"][name]) for cell in cells)] for name in cells[0]["over_limit"]]
@@ -162,7 +164,9 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-revive": revive,
     "step-time": step_time,
     "step-time-gpu": step_time,
+    "step-time-gpu-compiled": step_time,
     "memory": memory,
+    "memory-gpu": memory,
     "attach": attach,
 }
 

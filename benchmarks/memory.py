@@ -13,7 +13,7 @@ import gc
 from typing import Any
 
 import torch
-from contestants import CONTESTANTS, DTYPES, LIMIT, SHAPES, Contestant, base, batch
+from contestants import CONTESTANTS, DEAD, DTYPES, LIMIT, SHAPES, Contestant, base, batch
 from environment import save
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -124,7 +124,7 @@ def main() -> None:
                     print(
                         f"  {name:40} saved {row['saved'] / 2**20:8.2f} MiB  peak {row['peak'] / 2**20:8.2f} MiB  over the limit: {shares}"
                     )
-    save(given.name, {"cells": cells, "dead": 0.7})
+    save(given.name, {"cells": cells, "dead": DEAD})
 
 
 if __name__ == "__main__":

@@ -125,9 +125,15 @@ def test_checkpointing_gives_the_same(factors: list[tuple[Tensor, Tensor, Tensor
 
 def test_the_cast_is_freed_with_the_graph(generator: torch.Generator) -> None:
     x = activation(generator, 64, 64)
-    loss = cast_once(x, LOW).square().sum()
+
+    def casts() -> int:
+        gc.collect()
+        return sum(isinstance(found, Tensor) and found.shape == x.shape and found.dtype == LOW for found in gc.get_objects())
+
+    cast = cast_once(x, LOW)
+    loss = cast.square().sum()
+    assert casts() == 1
+    del cast
     loss.backward()
     del loss
-    gc.collect()
-    found = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.shape == x.shape and t.dtype == LOW]
-    assert not found
+    assert casts() == 0

@@ -247,22 +247,21 @@ def _folded(a: Tensor, b: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch
     Both are fresh tensors with contiguous rows: a BLAS may round otherwise with a factor that lies in a mapped file.
     """
     index, turned = plan.ranks, b.t()
-    live = None if index is None else _first(index, plan.live)
-    factor = plan.scale if gate is None else (_taken(gate, live) * plan.scale).unsqueeze(1)
-    down = _times(_taken(a, live), factor, dtype)
+    factor = plan.scale if gate is None else (_living(gate, plan) * plan.scale).unsqueeze(1)
+    down = _times(_living(a, plan), factor, dtype)
     if index is not None:
         return down, turned.index_select(0, index).to(dtype)
-    if turned.dtype == dtype:
-        return down, turned.clone(memory_format=torch.contiguous_format)
-    return down, turned.to(dtype, memory_format=torch.contiguous_format)
+    return down, turned.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _gated(rows: Tensor, gate: Tensor | None, plan: _Plan, dtype: torch.dtype) -> Tensor:
     """The live rows, each times its gate."""
-    if gate is None:
-        return rows.to(dtype)
-    live = gate if plan.ranks is None else gate.index_select(0, _first(plan.ranks, plan.live))
-    return _times(rows, live.unsqueeze(1), dtype)
+    return rows.to(dtype) if gate is None else _times(rows, _living(gate, plan).unsqueeze(1), dtype)
+
+
+def _living(ranks: Tensor, plan: _Plan) -> Tensor:
+    """Of all ranks along the first dimension those that are computed with."""
+    return ranks if plan.ranks is None else ranks.index_select(0, _first(plan.ranks, plan.live))
 
 
 def _times(rows: Tensor, factor: Tensor | float, dtype: torch.dtype) -> Tensor:

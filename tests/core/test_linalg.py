@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from paring.core.errors import AdapterError, SettingError
-from paring.core.linalg import SVD, orthonormal_defect, product_svd, randomised_svd, truncated_svd, truncation_errors
+from paring.core.linalg import SVD, finite, orthonormal_defect, product_svd, randomised_svd, truncated_svd, truncation_errors
 
 SHAPES = [(9, 7, 3), (7, 9, 3), (8, 8, 8), (5, 12, 7), (12, 5, 7), (4, 3, 9), (6, 6, 1)]
 """(out, in, r); in some r is above one or both of the widths."""
@@ -31,6 +31,29 @@ def decaying(out: int, width: int, generator: torch.Generator, rate: float = 0.6
 def well_formed(svd: SVD, tolerance: float = 1e-10) -> bool:
     orthonormal = orthonormal_defect(svd.u) < tolerance and orthonormal_defect(svd.vt.T) < tolerance
     return bool(orthonormal and (svd.s >= 0).all() and (svd.s.diff() <= 0).all())
+
+
+# --- finiteness --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_finite_is_what_isfinite_says_of_every_entry(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    # The first sum overflows.
+    for values in ([largest] * 9, [largest, -largest, 1.0], []):
+        assert finite(torch.tensor(values, dtype=dtype))
+    for value in (torch.inf, -torch.inf, torch.nan):
+        for row in (0, 2):
+            m = torch.ones(3, 4, dtype=dtype)
+            m[row, 1] = value
+            assert not finite(m)
+            assert not finite(m.T)
+    assert not finite(torch.tensor([torch.inf, -torch.inf], dtype=dtype))
+
+
+def test_integers_are_finite() -> None:
+    assert finite(torch.tensor([2**62, 2**62]))
+    assert finite(torch.tensor([True]))
 
 
 # --- through the factors -----------------------------------------------------------------------------------------------------

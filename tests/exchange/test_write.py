@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from paring.core.errors import ExportError, OutputExistsError, SettingError
 from paring.core.factors import Factors
 from paring.exchange import folder as folder_module
 from paring.exchange.compare import difference, differences
+from paring.exchange.layout import SIDE
 from paring.exchange.read import read
 from paring.exchange.write import write
 from tests.exchange.helpers import adapter, config_of, contents, tensors_of
@@ -318,7 +320,14 @@ def test_one_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Factors, "fold", fold)
     write(adapter({f"layer.{index}.fc": 2 for index in range(5)}), tmp_path / "out")
-    assert len(alive) == 10
+    assert len(alive) == 5
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_side_file_has_the_digest_of_the_weights_on_disk(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    folder = write(adapter({"fc": 2, "gone": 0, "head": 3}), tmp_path / "out", dtype=dtype)
+    written = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    assert json.loads((folder / SIDE).read_text())["sha256"] == {"adapter_model.safetensors": written}
 
 
 def test_the_card_loads_the_tokenizer_only_from_a_folder_that_has_one(tmp_path: Path) -> None:

@@ -155,8 +155,13 @@ def test_a_function_that_is_used_twice_adds_its_gradients(order: Order, generato
 
 
 @orders
-def test_kept_for_the_backward_are_the_input_the_factors_and_one_narrow_product(order: Order, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("cast", [False, True], ids=["as_they_are", "cast"])
+def test_kept_for_the_backward_are_the_input_one_narrow_product_and_factors_that_were_cast(
+    order: Order, cast: bool, generator: torch.Generator
+) -> None:
     (x, a, b, gate), (weight, bias) = tensors(generator, torch.float32, shape=(N,)), base(generator, torch.float32)
+    if cast:
+        x, weight, bias = x.detach().double().requires_grad_(True), weight.double(), bias.double()
     held: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -167,7 +172,8 @@ def test_kept_for_the_backward_are_the_input_the_factors_and_one_narrow_product(
         y = fused(weight, bias, order)(x, a, b, gate)
     own = {tensor.untyped_storage().data_ptr() for tensor in (weight, bias, a, b, gate)}
     narrow = 0 if order.merge_forward else N * R
-    assert sum(size for place, size in held.items() if place not in own) == 4 * (N * IN + R * (IN + OUT) + narrow)
+    wide = 8 * (N * IN + narrow + R * (IN + OUT)) if cast else 4 * (N * IN + narrow)
+    assert sum(size for place, size in held.items() if place not in own) == wide
     assert y.requires_grad
 
 

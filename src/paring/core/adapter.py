@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
+from paring.core.linalg import finite
 
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -60,12 +60,12 @@ class Adapter:
             if not _PATH.fullmatch(path):
                 raise AdapterError(f"Module path {path!r} is not a dotted name of letters, digits, underscores and hyphens.")
             tensors = [factors.a, factors.b] + ([] if factors.gate is None else [factors.gate])
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            if not all(finite(tensor) for tensor in tensors):
                 raise AdapterError(f"Module {path!r} holds NaN or infinity; the run that wrote it diverged.")
         for name, tensor in self.heads.items():
             if not _PATH.fullmatch(name):
                 raise AdapterError(f"Head tensor {name!r} is not a dotted name of letters, digits, underscores and hyphens.")
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not finite(tensor):
                 raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
         # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
         object.__setattr__(self, "modules", MappingProxyType(dict(sorted(self.modules.items(), key=lambda item: natural(item[0])))))

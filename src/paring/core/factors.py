@@ -83,6 +83,8 @@ class Factors:
         if self.gate is None:
             return self
         keep = torch.nonzero(self.gate).flatten()
+        if keep.shape[0] == self.rank:
+            return self
         return replace(self, a=self.a[keep], b=self.b[:, keep], gate=self.gate[keep])
 
     def fold(self, dtype: torch.dtype = torch.float32) -> Factors:
@@ -90,7 +92,7 @@ class Factors:
         a, b = self.a.to(dtype), self.b.to(dtype)
         if self.gate is not None:
             b = b * self.gate.to(dtype)
-        return Factors(a=a, b=b * self.scale)
+        return Factors(a=a, b=b if self.scale == 1.0 else b * self.scale)
 
     def pad(self, rank: int) -> Factors:
         """Append zero rows and columns up to ``rank``; the update is unchanged.
@@ -101,6 +103,8 @@ class Factors:
         extra = rank - self.rank
         if extra < 0:
             raise AdapterError(f"Cannot pad rank {self.rank} down to {rank}; prune or compress instead.")
+        if extra == 0:
+            return self
         a = torch.cat([self.a, self.a.new_zeros(extra, self.in_features)])
         b = torch.cat([self.b, self.b.new_zeros(self.out_features, extra)], dim=1)
         gate = None if self.gate is None else torch.cat([self.gate, self.gate.new_zeros(extra)])
@@ -118,8 +122,10 @@ class Factors:
 
     def apply(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """The update applied to inputs, ``s B diag(g) A x``, without forming the dense matrix."""
-        folded = self.fold(x.dtype)
-        result: Tensor = (x @ folded.a.T) @ folded.b.T
+        inner = (x @ self.a.to(x.dtype).T) * self.scale
+        if self.gate is not None:
+            inner = inner * self.gate.to(x.dtype)
+        result: Tensor = inner @ self.b.to(x.dtype).T
         return result
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch import Tensor
 from paring.core.adapter import Adapter, natural
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
+from paring.core.linalg import finite
 from paring.exchange import rules, settings
 from paring.exchange.compare import probes, response
 from paring.exchange.contents import Applied, Contents, Level, Verdict
@@ -90,10 +91,9 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
     config = settings.load(folder / CONFIG)
     if config.get("peft_type") != "LORA":
         settings.refuse(config)
-    with opened(folder / WEIGHTS) as file:
-        if (folder / SIDE).is_file():
-            Provenance.load(folder / SIDE).check(folder / WEIGHTS)
-        targeted = _targeted(folder) if truth is None else set(truth.modules)
+    provenance = Provenance.load(folder / SIDE if (folder / SIDE).is_file() else None)
+    with opened(folder / WEIGHTS) as file, provenance.checking(folder / WEIGHTS):
+        targeted = set(provenance.modules or {}) if truth is None else set(truth.modules)
         contents = Contents(
             config=config,
             shapes={key: shape for key, (_, shape) in file.shapes.items()},
@@ -128,14 +128,6 @@ class _Pair:
     trained: Tensor | None
 
 
-def _targeted(folder: Path) -> set[str]:
-    """The modules that training targeted, if an export of paring says so."""
-    if not (folder / SIDE).is_file():
-        return set()
-    modules = settings.load(folder / SIDE).get("modules")
-    return set(modules) if isinstance(modules, dict) else set()
-
-
 def _pairs(contents: Contents, truth: Adapter | None, tensor: Callable[[str], Tensor]) -> dict[str, _Pair]:
     generator = torch.Generator(device="cpu").manual_seed(0)
     scales = settings.Scales(contents.config) if truth is None else None
@@ -145,7 +137,7 @@ def _pairs(contents: Contents, truth: Adapter | None, tensor: Callable[[str], Te
         expected = None if truth is None else truth.modules.get(path)
         if path in contents.ranks:
             held = Factors(a=tensor(factor_key(path, "A")), b=tensor(factor_key(path, "B")))
-            if not held.a.is_floating_point() or not bool(torch.isfinite(held.a).all() & torch.isfinite(held.b).all()):
+            if not held.a.is_floating_point() or not (finite(held.a) and finite(held.b)):
                 raise AdapterError(
                     f"Module {path!r} holds NaN, infinity or integers; the file is damaged, or the run that wrote it diverged."
                 )

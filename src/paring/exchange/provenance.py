@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +51,28 @@ class Provenance:
         digests = data.get("sha256", {})
         return cls(method, modules, digests.get(WEIGHTS) if isinstance(digests, dict) else None)
 
-    def check(self, weights: Path) -> None:
+    @contextmanager
+    def checking(self, weights: Path) -> Iterator[None]:
         """Refuse weights that are not those that were exported: a damaged copy, or one that somebody has changed.
 
+        The digest is formed while the weights are being read, and what it says comes before whatever went wrong with them.
+
         Raises:
-            AdapterError: says what to do.
+            AdapterError: on leaving; says what to do.
         """
-        if self.sha256 is not None and weights.is_file() and digest(weights) != self.sha256:
-            raise AdapterError(
-                f"{WEIGHTS} is not the file that was exported (its SHA-256 is another than in {SIDE}): it was damaged or changed since. "
-                f"Copy or export it again; if you changed it yourself, remove {SIDE}."
-            )
+        if self.sha256 is None:
+            yield
+            return
+        with ThreadPoolExecutor(max_workers=1) as beside:
+            found = beside.submit(digest, weights)
+            try:
+                yield
+            finally:
+                if found.result() != self.sha256:
+                    raise AdapterError(
+                        f"{WEIGHTS} is not the file that was exported (its SHA-256 is another than in {SIDE}): it was damaged or changed "
+                        f"since. Copy or export it again; if you changed it yourself, remove {SIDE}."
+                    )
 
     def dead(self, alive: Mapping[str, Factors]) -> dict[str, Factors]:
         """The modules that training targeted and that have no rank left."""

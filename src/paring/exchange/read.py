@@ -54,8 +54,7 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
     provenance = Provenance.load(files.side)
     modules: dict[str, Factors] = {}
     trained: dict[str, Tensor] = {}
-    with opened(files.weights) as file:
-        provenance.check(files.weights)
+    with opened(files.weights) as file, provenance.checking(files.weights):
         for key, names in _sorted(file, heads).items():
             if isinstance(names, str):
                 trained[names] = file.tensor(key)

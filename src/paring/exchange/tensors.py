@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -53,10 +55,13 @@ class Entry:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def save(entries: Sequence[Entry], path: Path) -> None:
-    """Write tensors one at a time, so that memory holds one of them and the disk is the limit; same input, same bytes.
+def save(entries: Sequence[Entry], path: Path) -> str:
+    """Write tensors one at a time, so that memory holds two of them and the disk is the limit; same input, same bytes.
 
     The safetensors package wants all tensors at once, which for folded factors would be a second copy of the adapter.
+
+    Returns:
+        The SHA-256 of what was given to the disk, in hexadecimal. It is formed beside the writing, one tensor behind.
 
     Raises:
         ExportError: a dtype that the format does not have.
@@ -73,16 +78,23 @@ def save(entries: Sequence[Entry], path: Path) -> None:
         offset += entry.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+    start = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(start)
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
+        file.write(start)
+        behind: Future[None] | None = None
         for entry in entries:
             tensor = entry.tensor()
             assert tensor.dtype == entry.dtype
             assert tuple(tensor.shape) == entry.shape
-            file.write(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            if behind is not None:
+                behind.result()
+            behind = beside.submit(digest.update, data)
+            file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 class Reader:

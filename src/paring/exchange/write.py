@@ -28,8 +28,9 @@ from paring.core.coding import choice, positive_int
 from paring.core.errors import ExportError, SettingError, near
 from paring.core.factors import Factors
 from paring.core.heads import IMPLIED
+from paring.core.linalg import finite
 from paring.exchange.card import TASKS, model_card
-from paring.exchange.folder import digest, replacing, store
+from paring.exchange.folder import replacing, store
 from paring.exchange.heads import modules_to_save
 from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, TOKENIZER, WEIGHTS, Layout, factor_key
 from paring.exchange.patterns import Plan, plan
@@ -97,8 +98,8 @@ def write(
     with replacing(Path(folder), overwrite, ask="overwrite=True (--overwrite on the command line)") as fresh:
         for name, data in files.items():
             store(fresh / name, data)
-        save(list(_entries(adapter, ranks, dtype)), fresh / WEIGHTS)
-        store(fresh / SIDE, _json({**side, "sha256": {WEIGHTS: digest(fresh / WEIGHTS)}}))
+        written = save(list(_entries(adapter, ranks, dtype)), fresh / WEIGHTS)
+        store(fresh / SIDE, _json({**side, "sha256": {WEIGHTS: written}}))
         if check is not None:
             check(fresh)
     return Path(folder)
@@ -194,17 +195,17 @@ def _entries(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype | No
 def _factors(factors: Factors, rank: int, dtype: torch.dtype, path: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """What computes A' and B' when they are written, so that only one of them exists at a time."""
 
-    def folded() -> Factors:
-        live = factors.prune().to(device="cpu")
-        return live.fold(torch.promote_types(torch.float32, live.b.dtype)).pad(rank)
+    def live() -> Factors:
+        return factors.prune().to(device="cpu").pad(rank)
 
-    return _cast(lambda: folded().a, dtype, path), _cast(lambda: folded().b, dtype, path)
+    precise = torch.promote_types(torch.float32, factors.b.dtype)
+    return _cast(lambda: live().a, dtype, path), _cast(lambda: live().fold(precise).b, dtype, path)
 
 
 def _cast(tensor: Callable[[], Tensor], dtype: torch.dtype, name: str) -> Callable[[], Tensor]:
     def computed() -> Tensor:
         result = tensor().to(device="cpu", dtype=dtype)
-        if result.is_floating_point() and not bool(torch.isfinite(result).all()):
+        if not finite(result):
             limit = torch.finfo(dtype).max
             raise ExportError(f"A value of {name!r} does not fit {dtype}, whose largest is {limit:g}; export in bfloat16 or float32.")
         return result

@@ -8,8 +8,8 @@ What it does otherwise than the same products left to autograd:
   :math:`Z = dY B` and :math:`P = Z^\top X`, the gradients are :math:`dX = dY W + Z \bar A`, :math:`dA = \mathrm{diag}(w) P`,
   :math:`dB = dY^\top (X \bar A^\top)` and :math:`dg_k = s\,\langle A_k, P_k\rangle`, a sum over ``in`` entries and not over rows.
 - The order of the products is chosen from the shapes (:mod:`paring.kernels.orders`).
-- For the backward it keeps ``x``, the two factors as the products take them and, where the forward has formed it,
-  :math:`X \bar A^\top`; nothing as wide as the output.
+- For the backward it keeps ``x`` and, where the forward has formed it, :math:`X \bar A^\top`; nothing as wide as the output. The two
+  factors as the products take them are kept where they were cast, else formed again: they would be second copies of parameters.
 - Dropout on the update's input is a mask of one byte an entry; the input with holes is formed again in the backward.
 - Ranks whose gate is exactly zero are left out of every product but, where asked for, those of their own gates' gradients. An empty
   module is the frozen linear and keeps no input.
@@ -169,6 +169,8 @@ class _Adapted(torch.autograd.Function):
                     y.addmm_(inner, live)
             else:
                 y = F.linear(rows, weight, bias)
+        if x.dtype == a.dtype:
+            down = up = None
         ctx.save_for_backward(x, weight, a, b, gate, mask, plan.ranks, inner, down, up)
         ctx.plan = plan
         return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])

@@ -45,8 +45,8 @@ class Cost:
     output: float
 
 
-COSTS = {"cpu": Cost(weight=70.0, output=8.0)}
-"""Fitted by hand to a first run on one processor; ``benchmarks/orderings.py`` measures them. Other devices go by FLOPs alone."""
+COSTS = {"cpu": Cost(weight=50.0, output=32.0)}
+"""Medians that ``benchmarks/orderings.py`` measured on one processor, rounded. Other devices go by FLOPs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,15 @@
 Attach: paring.adapt on a stack of linear modules against PEFT's LoRA on the same, taking turns, at 200 and at 2,000 modules. The base is
 built anew for each turn, outside the clock.
 
-Files: an adapter of the shape that a 7B Llama has (224 modules, rank 64) is exported, read and loaded; the limit is writing and
-reading as many bytes with safetensors alone.
+Files: an adapter of the shape that a 7B Llama has (224 modules, rank 64) is exported, saved, read and loaded; the limit is writing as
+many bytes with safetensors alone, until the disk has them, and reading them.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import tempfile
 import time
 import warnings
@@ -94,6 +95,7 @@ def files(rounds: int, rank: int = 64) -> dict[str, float]:
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
                 parameter.normal_()
+    peer = get_peft_model(Stack(32, LAYER), LoraConfig(r=rank, target_modules=sorted(LAYER)))  # type: ignore[arg-type]
     times: dict[str, list[float]] = {}
 
     def note(name: str, work: Callable[[], object]) -> None:
@@ -106,13 +108,20 @@ def files(rounds: int, rank: int = 64) -> dict[str, float]:
             note("export", lambda folder=folder: paring.export(model, folder, force=True))  # type: ignore[misc]
             note("read", lambda folder=folder: paring.read(folder))  # type: ignore[misc]
             tensors = load_file(folder / "adapter_model.safetensors")
-            note("safetensors: write", lambda tensors=tensors, copy=copy: save_file(tensors, copy))  # type: ignore[misc]
+            note("safetensors: write", lambda tensors=tensors, copy=copy: _write(tensors, copy))  # type: ignore[misc]
             note("safetensors: read", lambda copy=copy: [tensor.clone() for tensor in load_file(copy).values()])  # type: ignore[misc]
             size = copy.stat().st_size
             note("PEFT: load", lambda folder=folder: _load(folder))  # type: ignore[misc]
-            model.save_pretrained(place + "/own")
+            note("PEFT: save", lambda place=place: peer.save_pretrained(place + "/peer"))  # type: ignore[misc]
+            note("save", lambda place=place: model.save_pretrained(place + "/own"))  # type: ignore[misc]
             note("load", lambda place=place: _load(Path(place) / "own"))  # type: ignore[misc]
     return {"bytes": float(size), **{name: float(np.median(values)) for name, values in times.items()}}
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _load(folder: Path) -> object:

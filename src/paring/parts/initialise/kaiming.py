@@ -25,5 +25,5 @@ class KaimingZero(Initialiser):
     def factors(self, shape: Shape, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors of one module."""
         bound = 1.0 / math.sqrt(shape.in_features)
-        a = torch.rand(rank, shape.in_features, generator=generator, device="cpu") * (2.0 * bound) - bound
+        a = torch.rand(rank, shape.in_features, generator=generator, device="cpu").mul_(2.0 * bound).sub_(bound)
         return Factors(a=a, b=torch.zeros(shape.out_features, rank, device="cpu"), scale=scale)

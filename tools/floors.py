@@ -6,7 +6,7 @@ FLOORS = (
     ("core",),
     ("kernels",),
     ("parts",),
-    ("method", "step", "compress", "merge"),
+    ("method", "step", "cutter", "compress", "merge"),
     ("methods", "attach", "exchange"),
     ("train",),
     ("api", "report"),

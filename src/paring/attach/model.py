@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from paring import step
+from paring import cutter, step
 from paring.attach.config import ParingConfig
 from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
@@ -22,6 +22,7 @@ from paring.attach.shapes import linear_shape
 from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
 from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.ordered import Ordered
 from paring.parts.shape import Shape
 
 
@@ -63,6 +64,8 @@ class ParingModel(BaseTuner):
         slot = peft_config.method.slot(layer.shape, _generator(peft_config.seed, layer.shape))
         if isinstance(slot, Gated):
             step.install()
+        if isinstance(slot, Ordered):
+            cutter.install()
         layer.add_slot(adapter_name, slot)
         if adapter_name not in self.active_adapters:
             layer.paring_slot[adapter_name].requires_grad_(False)

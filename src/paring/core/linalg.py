@@ -138,6 +138,45 @@ def product_svd(b: Float[Tensor, "out r"], a: Float[Tensor, "r in"], rank: int |
     return result if rank is None else result.truncate(rank)
 
 
+class Split(NamedTuple):
+    r"""A product of factors as a sum of terms of falling weight, :math:`B A = \sum_i (B q_i)(p_i A)`.
+
+    Attributes:
+        s: weights of the terms, descending, shape ``(k,)``.
+        p: rows that mix those of A, shape ``(k, r)``.
+        q: columns that mix those of B, shape ``(r, k)``.
+    """
+
+    s: Float[Tensor, " k"]
+    p: Float[Tensor, "k r"]
+    q: Float[Tensor, "r k"]
+
+
+def weighted_split(outer: Float[Tensor, "r r"], inner: Float[Tensor, "r r"]) -> Split:
+    r"""The best split of :math:`B A` in the norm :math:`\lVert G^{1/2} M X^{1/2} \rVert_F`, from the factors' Gram matrices alone.
+
+    With :math:`D = B^\top G B` (``outer``), :math:`C = A X A^\top` (``inner``) and :math:`D^{1/2} C^{1/2} = U\,\mathrm{diag}(s)\,V^\top`,
+    the first k terms :math:`q = D^{-1/2} U`, :math:`p = U^\top D^{1/2}` are the closest that rank k can come, at a distance of
+    :math:`\sqrt{\sum_{i > k} s_i^2}`. With G and X identities it is the truncated singular value decomposition.
+
+    Args:
+        outer: symmetric, positive semidefinite.
+        inner: likewise.
+
+    Returns:
+        All r terms, in float64; those outside the range of D are zero.
+    """
+    values, vectors = torch.linalg.eigh(outer.double())
+    values = values.clamp_min(0.0)
+    # Below this an eigenvalue is rounding, and its inverse would be noise.
+    some = values > values.sum() * 1e-12
+    root = (vectors * values.sqrt()) @ vectors.T
+    inverse = (vectors * torch.where(some, values, 1.0).rsqrt() * some) @ vectors.T
+    inside, basis = torch.linalg.eigh(inner.double())
+    u, s, _ = torch.linalg.svd(root @ (basis * inside.clamp_min(0.0).sqrt()))
+    return Split(s=s, p=u.T @ root, q=inverse @ u)
+
+
 def truncation_errors(s: Float[Tensor, " k"]) -> Float[Tensor, " k+1"]:
     r"""Frobenius error of cutting a decomposition at each rank: entry ``t`` is :math:`\sqrt{\sum_{i > t} s_i^2}` for ``t = 0 .. k``.
 

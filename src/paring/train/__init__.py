@@ -7,6 +7,7 @@ watches the run, and writes down what happened.
 from paring.train.callback import ParingCallback
 from paring.train.groups import create_optimizer, parameter_groups, separate
 from paring.train.guards import recast
+from paring.train.plan import plan
 from paring.train.recorder import Recorder
 from paring.train.stages import Scores, Stage, run_stages, set_penalty, sparsify
 from paring.train.trainer import ParingTrainer, ParingTrainerMixin
@@ -20,6 +21,7 @@ __all__ = [
     "Stage",
     "create_optimizer",
     "parameter_groups",
+    "plan",
     "recast",
     "run_stages",
     "separate",

@@ -14,6 +14,7 @@ from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
 from paring.train import guards, travel
 from paring.train.look import gated, is_finite, tally, trained
+from paring.train.plan import plan
 
 EARLY = 0.1
 """The share of the steps after which the outlook is taken."""
@@ -27,8 +28,8 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     its reporters first. The gates then move at the main learning rate unless the optimizer comes from
     :func:`paring.train.create_optimizer`.
 
-    * Before training: gates back to float32; FSDP1, DeepSpeed, DataParallel, averaged models and optimizers whose rate is not the
-      length of their step are refused.
+    * Before training: cuts to a budget are spread over the steps (:func:`paring.train.plan`); gates back to float32; FSDP1, DeepSpeed,
+      DataParallel, averaged models and optimizers whose rate is not the length of their step are refused.
     * After the first real step: an error if no proximal step ran. Steps that fp16 skipped do not count.
     * At every log of the training loss: ``lambda``, ``live_ranks``, ``live_parameters`` and ``sparsity``, added to what the trainer logs.
     * At 10% of the steps: a warning if the travel left cannot kill 1% of the gates, or will kill all.
@@ -70,6 +71,7 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         guards.refuse_wrappers(args, model)
         guards.recast(model, optimizer)
         guards.check_optimizer(optimizer, model)
+        plan(model, steps=state.max_steps)
         self._slots = trained(model)
         self._gated = gated(self._slots)
         self._proved = False

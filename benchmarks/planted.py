@@ -1,0 +1,352 @@
+"""Planted ranks: a benchmark whose answer is known.
+
+To each linear module of an encoder an update of known rank is added, drawn from 0, 0, 1, 2, 4, with Gaussian factors and 8% of the
+weight's Frobenius norm. An adapter on the encoder without them learns to give the planted encoder's hidden states. What it should find:
+the updates, so an error of zero on texts that it has not seen, and their ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from environment import RESULTS, finished
+from peft import AdaLoraConfig, get_peft_model
+from tasks import Examples, batches, encoder, examples
+from torch import Tensor, nn
+from transformers import AutoModel
+
+import paring
+from paring.core.adapter import Adapter
+from paring.core.linalg import product_svd
+from paring.methods.lora import LoRA
+from paring.methods.sora import SoRA
+from paring.methods.spectral import Spectral
+from paring.parts.allocate.budget import Parameters
+from paring.parts.allocate.spectral import allocate
+from paring.train import create_optimizer, plan
+
+RANKS = (0, 0, 1, 2, 4)
+SIZE = 0.08
+TARGETS = r".*encoder\.layer\..*\.(query|key|value|dense)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run.
+
+    Attributes:
+        contestant: a name of :data:`CONTESTANTS`.
+        budget: parameters, as a share of the planted ones; ``None`` for those that have none.
+        pattern: seed of the planted updates.
+        seed: of the adapter's start and the order of the texts.
+        rate, steps, size: main learning rate, optimizer steps, texts a step.
+        device, dtype: where, and ``bf16`` for autocast.
+    """
+
+    contestant: str
+    budget: float | None
+    pattern: int
+    seed: int
+    rate: float = 3e-3
+    steps: int = 600
+    size: int = 32
+    device: str = "cpu"
+    dtype: str = "bf16"
+
+
+def linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The modules that are planted into and adapted."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("encoder.")}
+
+
+@torch.no_grad()
+def plant(model: nn.Module, pattern: int) -> dict[str, int]:
+    """Add the updates; their ranks."""
+    generator = torch.Generator().manual_seed(1000 + pattern)
+    ranks = {}
+    for name, module in linears(model).items():
+        rank = RANKS[int(torch.randint(len(RANKS), (), generator=generator))]
+        ranks[name] = rank
+        if rank:
+            b = torch.randn(module.out_features, rank, generator=generator)
+            update = b @ torch.randn(rank, module.in_features, generator=generator)
+            update = update.to(module.weight.device)
+            module.weight += update * (SIZE * module.weight.norm() / update.norm())
+    return ranks
+
+
+@torch.inference_mode()
+def states(model: nn.Module, data: Examples, device: str) -> list[Tensor]:
+    """The hidden states of each text, float32."""
+    found: list[Tensor] = [torch.empty(0)] * len(data)
+    order = sorted(range(len(data)), key=lambda i: len(data.tokens[i]))
+    for start in range(0, len(order), 128):
+        rows = order[start : start + 128]
+        given = data.batch(rows)
+        out = model(input_ids=given["input_ids"].to(device), attention_mask=given["attention_mask"].to(device)).last_hidden_state
+        for i, state in zip(rows, out, strict=True):
+            found[i] = state[: len(data.tokens[i])].clone()
+    return found
+
+
+def distance(got: list[Tensor], wanted: list[Tensor]) -> float:
+    """Squared distance, summed over texts and tokens."""
+    return float(sum((a - b).double().square().sum() for a, b in zip(got, wanted, strict=True)))
+
+
+def work(job: Job, folder: Path) -> dict[str, Any]:
+    """Train and score one run."""
+    fit, unseen = examples(folder, "trec", "train", length=64), examples(folder, "trec", "dev", length=64)
+    device = job.device
+    teacher = AutoModel.from_pretrained(encoder()).to(device).eval()
+    before = states(teacher, unseen, device)
+    ranks = plant(teacher, job.pattern)
+    modules = linears(teacher)
+    planted = sum(rank * (modules[name].in_features + modules[name].out_features) for name, rank in ranks.items())
+    wanted, goal = states(teacher, fit, device), states(teacher, unseen, device)
+    del teacher
+    budget = None if job.budget is None else round(job.budget * planted)
+    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    seconds = fitted(model, fit, wanted, job, after)
+    model.eval()
+    adapter = after.adapter(model)
+    error = distance(states(model, unseen, device), goal) / distance(before, goal)
+    left = {path: adapter.ranks.get(path, 0) for path in ranks}
+    return {
+        "job": vars(job),
+        "error": error,
+        "parameters": adapter.parameters,
+        "planted_parameters": planted,
+        "planted_ranks": sum(ranks.values()),
+        "rank_error": sum(abs(left[path] - rank) for path, rank in ranks.items()),
+        "ranks": left,
+        "planted": ranks,
+        "seconds": seconds,
+    }
+
+
+def fitted(model: nn.Module, fit: Examples, wanted: list[Tensor], job: Job, after: After) -> float:
+    """Train; the seconds it took."""
+    groups = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = create_optimizer(model, lr=job.rate) if after.ours else torch.optim.AdamW(groups, lr=job.rate, weight_decay=0.0)
+    warm = max(1, round(0.06 * job.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (job.steps - step) / (job.steps - warm)))
+    order = batches(fit, job.size, torch.Generator().manual_seed(job.seed))
+    started = time.perf_counter()
+    for step in range(job.steps):
+        rows = next(order)
+        given = fit.batch(rows)
+        mask = given["attention_mask"].to(job.device)
+        with torch.autocast(job.device, torch.bfloat16, enabled=job.dtype == "bf16"):
+            got = model(input_ids=given["input_ids"].to(job.device), attention_mask=mask).last_hidden_state
+        goal = torch.zeros_like(got, dtype=torch.float32)
+        for row, i in enumerate(rows):
+            goal[row, : len(wanted[i])] = wanted[i]
+        loss = ((got.float() - goal).square() * mask[..., None]).sum() / mask.sum()
+        (loss + after.extra(model)).backward()
+        torch.nn.utils.clip_grad_norm_(groups, 1.0)
+        optimizer.step()
+        after.step(model, step)
+        optimizer.zero_grad()
+        schedule.step()
+    return time.perf_counter() - started
+
+
+class After:
+    """What belongs to a contestant beside its model."""
+
+    ours = True
+
+    def step(self, model: Any, step: int) -> None:
+        """Called after each optimizer step."""
+
+    def extra(self, model: Any) -> Tensor | float:
+        """Added to the loss."""
+        return 0.0
+
+    def adapter(self, model: Any) -> Adapter:
+        """What is left at the end."""
+        return paring.snapshot(model)
+
+
+class Cut(After):
+    """Cut to a budget at the end."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def adapter(self, model: Any) -> Adapter:
+        """Truncate every module's update, by singular values over all modules; the model is given what is left."""
+        adapter = paring.snapshot(model)
+        found = {path: product_svd(factors.fold().b, factors.a) for path, factors in adapter.modules.items()}
+        costs = [factors.in_features + factors.out_features for factors in adapter.modules.values()]
+        counts = allocate([svd.s for svd in found.values()], costs, self.budget)
+        slots = {path: module for path, module in paring.attach.find.slots(model).items()}
+        with torch.no_grad():
+            for (path, svd), keep in zip(found.items(), counts, strict=True):
+                slot = slots[path]
+                assert isinstance(slot, paring.parts.parameterise.low_rank.LowRank)
+                slot.A.zero_()
+                slot.B.zero_()
+                slot.A[:keep] = svd.vt[:keep]
+                slot.B[:, :keep] = svd.u[:, :keep] * svd.s[:keep] / slot.scale
+        modules = {
+            path: paring.core.factors.Factors(
+                a=slots[path].A[:keep].detach().cpu(), b=slots[path].B[:, :keep].detach().cpu(), scale=slots[path].scale
+            )
+            for path, keep in zip(found, counts, strict=True)
+        }
+        return Adapter(modules=modules)
+
+
+class Ada(After):
+    """PEFT's AdaLoRA, with the calls that it needs, at LoRA's scale."""
+
+    ours = False
+
+    def step(self, model: Any, step: int) -> None:
+        """Update scores and masks."""
+        model.base_model.update_and_allocate(step + 1)
+
+    def extra(self, model: Any) -> Tensor:
+        """Its orthogonality term, which PEFT adds to a loss of the model's own."""
+        terms = [
+            torch.norm(
+                p @ p.T - torch.eye(p.shape[0], device=p.device) if "lora_A" in name else p.T @ p - torch.eye(p.shape[1], device=p.device)
+            )
+            for name, p in model.named_parameters()
+            if "lora_A" in name or "lora_B" in name
+        ]
+        result: Tensor = 0.5 * torch.stack(terms).mean()
+        return result
+
+    def adapter(self, model: Any) -> Adapter:
+        """The triplets whose singular value is not zero."""
+        modules = {}
+        for name, module in model.named_modules():
+            if hasattr(module, "lora_E"):
+                path = name.removeprefix("base_model.model.")
+                modules[path] = paring.core.factors.Factors(
+                    a=module.lora_A["default"].detach().cpu(),
+                    b=module.lora_B["default"].detach().cpu(),
+                    gate=module.lora_E["default"].detach().flatten().cpu(),
+                )
+        return Adapter(modules=modules)
+
+
+Built = tuple[Any, After]
+
+
+def ours(make: Callable[[int | None], Any], cut: bool = False) -> Callable[[nn.Module, Job, int | None], Built]:
+    """A contestant of paring's own."""
+
+    def build(model: nn.Module, job: Job, budget: int | None) -> Built:
+        adapted = paring.adapt(model, make(budget), target_modules=TARGETS, seed=job.seed)
+        plan(adapted, steps=job.steps)
+        return adapted, Cut(budget) if cut and budget is not None else After()
+
+    return build
+
+
+def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
+    """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
+    assert budget is not None
+    mean = sum(m.in_features + m.out_features for m in linears(model).values())
+    torch.manual_seed(job.seed)
+    config = AdaLoraConfig(
+        init_r=8,
+        target_r=max(1, round(budget / mean)),
+        lora_alpha=16,
+        total_step=job.steps,
+        tinit=job.steps // 10,
+        tfinal=job.steps * 4 // 10,
+        deltaT=10,
+        target_modules=TARGETS,
+    )
+    return get_peft_model(model, config), Ada()
+
+
+def spectral(**settings: Any) -> Callable[[nn.Module, Job, int | None], Built]:
+    """The spectral cut."""
+    return ours(lambda budget: Spectral(budget=Parameters(count=budget or 1), **settings))
+
+
+CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
+    "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
+    "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
+    "LoRA r 8": ours(lambda _: LoRA(rank=8, alpha=16)),
+    "LoRA r 8, cut at the end": ours(lambda _: LoRA(rank=8, alpha=16), cut=True),
+    "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
+    "AdaLoRA": adalora,
+    "spectral": spectral(),
+    "spectral, 1 cut": spectral(cuts=1),
+    "spectral, 6 cuts": spectral(cuts=6),
+    "spectral, balanced": spectral(gauge="balanced"),
+    "spectral, turned": spectral(moments="turn"),
+    "spectral, balanced, turned": spectral(gauge="balanced", moments="turn"),
+    "spectral, until .4": spectral(until=0.4),
+    "spectral, r 4": spectral(rank=4),
+    "spectral, by output": spectral(score="output"),
+    "spectral, by loss": spectral(score="loss"),
+    "spectral, by loss, 1 cut": spectral(score="loss", cuts=1),
+    "spectral, by loss, turned": spectral(score="loss", moments="turn"),
+}
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--patterns", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--log", type=Path, default=RESULTS / "planted.jsonl")
+    given = parser.parse_args()
+    fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA"}
+    jobs = [
+        Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, device=given.device)
+        for pattern, seed, rate, name in itertools.product(range(given.patterns), range(given.seeds), given.rates, given.contestants)
+        for budget in ([None] if name in fixed else given.budgets)
+    ]
+    done = {json.dumps(row["job"], sort_keys=True) for row in finished(given.log)}
+    waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
+    threads = max(1, (os.cpu_count() or 1) // given.workers)
+    with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as executor:  # fmt: skip
+        for future in as_completed([executor.submit(work, job, given.data) for job in waiting]):
+            if future.exception() is not None:
+                print(future.exception(), flush=True)
+                continue
+            row = future.result()
+            with given.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            job = row["job"]
+            print(
+                f"{job['contestant']:26} budget {job['budget']} pattern {job['pattern']} seed {job['seed']} rate {job['rate']:.0e}: "
+                f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
+                f"of {row['planted_ranks']} {row['seconds']:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

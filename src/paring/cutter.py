@@ -1,0 +1,142 @@
+"""The cuts of an adapter, made by themselves after optimizer steps: nothing to call but how long the training will be.
+
+One hook for the whole process counts the steps of every :class:`~paring.parts.parameterise.ordered.Ordered` slot whose factors the stepping
+optimizer holds. After each it compares what is left of the adapter with what the cut's schedule allows by then, and cuts where that is
+less. The state of the schedule is the step alone, which is saved with each slot, so a run that is resumed cuts where the whole run does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from paring.core.coding import positive_int
+from paring.core.errors import SettingError, StepError
+from paring.parts.allocate.spectral import allocate
+from paring.parts.parameterise.ordered import Cutting, Ordered, ordered_slots
+
+_installed: list[RemovableHandle] = []
+
+
+def install() -> None:
+    """Install the process-wide hook; calling it again changes nothing."""
+    if not _installed:
+        _installed.append(register_optimizer_step_post_hook(torch.compiler.disable(_after)))  # type: ignore[no-untyped-call]
+
+
+def uninstall() -> None:
+    """Remove it."""
+    while _installed:
+        _installed.pop().remove()
+
+
+class Cutter:
+    """One adapter's slots, cut together over a training of so many steps.
+
+    Args:
+        slots: by module path; they are told that this is their cutter.
+        steps: optimizer steps of the whole training, those of a run that is resumed included.
+
+    Raises:
+        SettingError: there is no slot, the slots ask for different cuts, or the budget does not pay for a single rank.
+    """
+
+    def __init__(self, slots: Mapping[str, Ordered], steps: int) -> None:
+        positive_int("steps", steps)
+        updates = {slot.update for slot in slots.values()}
+        if len(updates) != 1:
+            raise SettingError(f"The slots of one adapter share one cut, but there are {len(updates)} in {len(slots)} slots.")
+        self.slots = dict(slots)
+        self.steps = steps
+        self.update = updates.pop()
+        self.start = sum(slot.cost * slot.A.shape[0] for slot in self.slots.values())
+        cheapest = min(slot.cost for slot in self.slots.values())
+        goal = self.update.budget.parameters(self.start)
+        if goal < cheapest:
+            raise SettingError(
+                f"A budget of {goal} parameters does not pay for one rank: the cheapest of these modules takes {cheapest}, and all of them "
+                f"start with {self.start}. Ask for more."
+            )
+        for slot in self.slots.values():
+            slot.cutter = self
+
+    @property
+    def parameters(self) -> int:
+        """What is left."""
+        return sum(slot.cost * slot.left for slot in self.slots.values())
+
+    def after(self, optimizer: Optimizer) -> None:
+        """Cut if more is left than may be at the step that has just been taken."""
+        taken = max(slot.taken for slot in self.slots.values())
+        allowed = self.update.allowed(taken, self.steps, self.start)
+        if self.parameters > allowed:
+            self.cut(allowed, optimizer)
+        looking = self.update.looks(taken, self.steps)
+        for slot in self.slots.values():
+            slot.looking = looking
+
+    @torch.no_grad()
+    def cut(self, budget: int, optimizer: Optimizer | None = None) -> None:
+        """Put every slot into the order of its singular values, and keep the ranks of all slots that are worth most.
+
+        What an optimizer remembers of the factors belongs to factors that are no more; it is forgotten.
+        """
+        spectra = {path: slot.split() for path, slot in self.slots.items()}
+        counts = allocate([spectra[path].s for path in self.slots], [slot.cost for slot in self.slots.values()], budget)
+        for (path, slot), keep in zip(self.slots.items(), counts, strict=True):
+            before = slot.left
+            turn = slot.cut(spectra[path], keep)
+            if optimizer is None:
+                continue
+            if self.update.moments == "turn":
+                _turn(optimizer.state.get(slot.A, {}), before, turn.q.T, rows=True)
+                _turn(optimizer.state.get(slot.B, {}), before, turn.p, rows=False)
+            else:
+                for parameter in (slot.A, slot.B):
+                    optimizer.state.pop(parameter, None)
+
+
+LINEAR, SQUARE = ("exp_avg", "momentum_buffer"), ("exp_avg_sq", "max_exp_avg_sq")
+
+
+def _turn(state: dict[str, Any], before: int, turn: Tensor, *, rows: bool) -> None:
+    """Turn what an optimizer remembers of a factor as its gradient turns; means of squares as if ranks were independent."""
+    for key in (*LINEAR, *SQUARE):
+        value = state.get(key)
+        if isinstance(value, Tensor):
+            matrix = turn if key in LINEAR else turn.square()
+            old = value if rows else value.T
+            new = matrix @ old[:before].to(matrix.dtype)
+            old.zero_()
+            old[: len(new)] = new.to(old.dtype)
+
+
+@torch.no_grad()
+def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    held: set[int] | None = None
+    cutters: dict[int, Cutting] = {}
+    for slot in ordered_slots():
+        if slot.B.grad is None:
+            continue
+        if held is None:
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if id(slot.B) not in held:
+            continue
+        if isinstance(slot.B, DTensor):
+            raise StepError("Factors that lie in shards (FSDP2) cannot be cut yet; train with DDP or on one device.")
+        if slot.cutter is None:
+            raise StepError(
+                "This adapter is to be cut down to a budget, and nobody has said how long the training will be: call "
+                "paring.train.plan(model, steps=...) before the first step, or use ParingTrainer or ParingCallback, which do."
+            )
+        slot.stepped()
+        cutters[id(slot.cutter)] = slot.cutter
+    for cutter in cutters.values():
+        cutter.after(optimizer)

@@ -1,0 +1,101 @@
+r"""The spectral cut: LoRA with a budget, whose ranks are chosen among all modules by their singular values, while it trains.
+
+.. math::
+    y = W x + s\,B A x, \qquad s\,B A = U\,\mathrm{diag}(\sigma)\,V^\top \ \text{per module}
+
+A few times in the first part of the training the factors of every module are put into the order of their singular values, and of all
+ranks of all modules those with the largest :math:`\sigma^2 / (\mathrm{in} + \mathrm{out})` are kept that the budget pays for
+(:mod:`paring.parts.allocate.spectral`). The rest of the training recovers what was lost. No penalty, no gate, no rank: a size.
+
+Source: ours. Cutting by singular values during the training is LoRA-Squeeze's (arXiv 2602.10993), which does so module by module to one
+rank for all; here all modules share one budget, in parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from paring.core.coding import choice, member, number, positive_int
+from paring.method import About, Method, check_rank, part
+from paring.parts.allocate.budget import Budget, Share
+from paring.parts.initialise.base import Initialiser
+from paring.parts.initialise.kaiming import KaimingZero
+from paring.parts.parameterise.low_rank import Scaling, scale_of
+from paring.parts.parameterise.ordered import Ordered
+from paring.parts.shape import Shape
+from paring.parts.update.cut import Cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectral(Method):
+    r"""LoRA cut down to a budget by the singular values of all its modules.
+
+    Attributes:
+        budget: how big the adapter is to be at the end: ``Parameters(count=40_000)``, ``Share(share=0.25)`` of the start,
+            ``Bytes(count=2_000_000)``.
+        rank: the ranks that every module starts with.
+        alpha: :math:`\alpha`; the scale is :math:`\alpha / r` (or :math:`/\sqrt r`) with the starting rank, whatever is left of it.
+        dropout: probability of dropping an entry of the slot's input while training.
+        scaling: ``"standard"`` or ``"rs"``.
+        cuts: how often to cut; each cut keeps the same share.
+        until: share of the steps after which the last cut is made.
+        init: where the factors start.
+
+    Raises:
+        SettingError: a setting is out of range.
+    """
+
+    name: ClassVar[str] = "spectral"
+    about: ClassVar[About] = About(
+        title="Spectral cut to a budget",
+        paper="paring's own; cf. LoRA-Squeeze, arXiv 2602.10993",
+        kind="adaptive rank",
+        parameters="r (in + out) at the start; the budget at the end",
+        recipe="model = paring.adapt(model, Spectral(budget=Parameters(count=40_000)), task_type='SEQ_CLS')",
+    )
+
+    budget: Budget = part(Budget, default=Share(share=0.25))
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    scaling: Scaling = "standard"
+    cuts: int = 3
+    until: float = 0.6
+    gauge: Literal["input", "balanced"] = "input"
+    moments: Literal["reset", "turn"] = "reset"
+    score: Literal["size", "output", "loss"] = "size"
+    look: int = 8
+    init: Initialiser = part(Initialiser, default=KaimingZero())
+
+    def __post_init__(self) -> None:
+        member("budget", self.budget, Budget)
+        positive_int("rank", self.rank)
+        number("alpha", self.alpha, low=0.0, open_low=True)
+        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        choice("scaling", self.scaling, ("standard", "rs"))
+        positive_int("cuts", self.cuts)
+        number("until", self.until, low=0.0, high=1.0, open_low=True, open_high=True)
+        member("init", self.init, Initialiser)
+
+    def check(self, shape: Shape) -> None:
+        """Refuse a rank above the module's size."""
+        check_rank(self.rank, shape)
+        self.init.check(shape, self.rank)
+
+    def slot(self, shape: Shape, generator: torch.Generator) -> Ordered:
+        """Two factors, and when to cut them."""
+        self.check(shape)
+        scale = scale_of(self.alpha, self.rank, self.scaling)
+        update = Cut(
+            budget=self.budget,
+            times=self.cuts,
+            until=self.until,
+            gauge=self.gauge,
+            moments=self.moments,
+            score=self.score,
+            look=self.look,
+        )
+        return Ordered(self.init.factors(shape, self.rank, scale, generator), update, self.dropout)

@@ -1,0 +1,1 @@
+"""Allocation: which ranks of all modules together are worth what they cost."""

@@ -1,0 +1,194 @@
+r"""LoRA in the order of its singular values: :math:`\Delta W = s\,B A`, whose ranks from the k-th on are exactly zero and cost nothing."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from paring.core.factors import Factors, whole
+from paring.core.linalg import Split, product_svd, weighted_split
+from paring.kernels.adapted import adapted_linear
+from paring.kernels.low_rank import add_low_rank
+from paring.parts.parameterise.low_rank import LowRank
+from paring.parts.update.cut import Cut
+
+_slots: weakref.WeakSet[Ordered] = weakref.WeakSet()
+
+
+class Cutting(Protocol):
+    """What cuts all slots of one adapter together."""
+
+    def after(self, optimizer: Optimizer) -> None:
+        """Cut if it is time to."""
+        ...
+
+
+def ordered_slots() -> Iterator[Ordered]:
+    """Every ordered slot that is alive in this process, in no particular order."""
+    return iter(_slots)
+
+
+class Turn(NamedTuple):
+    r"""A change of basis, :math:`A' = P A` and :math:`B' = B Q`.
+
+    Since :math:`dL/dA = s B^\top G`, gradients turn the other way: :math:`dL/dA' = Q^\top dL/dA` and :math:`dL/dB' = dL/dB\,P^\top`.
+
+    Attributes:
+        p: (kept, before).
+        q: (before, kept).
+    """
+
+    p: Tensor
+    q: Tensor
+
+
+class Ordered(LowRank):
+    r"""Factors that :meth:`cut` turns into the order of their singular values, and sets to zero from some rank on.
+
+    Shapes stay. With :math:`B A = U\,\mathrm{diag}(\sigma)\,V^\top` and k ranks kept,
+
+    .. math:: A \leftarrow c\,V_k^\top, \qquad B \leftarrow U_k\,\mathrm{diag}(\sigma_k) / c, \qquad \text{and zeros beyond,}
+
+    where c is the norm that the rows of A started with, so that the optimizer's steps mean to B what they did before. Where both factors
+    are zero so are their gradients: what was cut stays away. Ranks beyond the last that is not zero are left out of all products; which one
+    that is is looked at once after each cut, each load and each change of mode, since a look waits for the device.
+
+    Args:
+        start: the factors to begin with.
+        update: when to cut, and down to what.
+        dropout: as in :class:`LowRank`.
+    """
+
+    steps: Tensor
+    inputs: Tensor
+    outputs: Tensor
+
+    def __init__(self, start: Factors, update: Cut, dropout: float = 0.0) -> None:
+        super().__init__(start, dropout)
+        self.update = update
+        self.norm = float(start.a.norm(dim=1).mean()) or 1.0
+        # How many steps of an optimizer have moved the slot; saved with it, so that a run that is resumed goes on where it was.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # What a look at batches before a cut has found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy.
+        for name in ("inputs", "outputs"):
+            self.register_buffer(name, torch.zeros(start.rank, start.rank))
+        self.looking = False
+        self.cutter: Cutting | None = None
+        self._taken: int | None = 0
+        self._left: int | None = None
+        _slots.add(self)
+
+    @property
+    def left(self) -> int:
+        """Ranks up to the last that is not exactly zero."""
+        if self._left is None:
+            lives = (whole(self.A).detach() != 0).any(dim=1).nonzero()
+            self._left = int(lives[-1]) + 1 if len(lives) else 0
+        return self._left
+
+    @property
+    def taken(self) -> int:
+        """Optimizer steps so far, counted on the host."""
+        if self._taken is None:
+            self._taken = int(self.steps)
+        return self._taken
+
+    @property
+    def cost(self) -> int:
+        """Parameters of one rank."""
+        return self.A.shape[1] + self.B.shape[0]
+
+    def stepped(self) -> None:
+        """Note that an optimizer's step has moved the factors."""
+        self._taken = self.taken + 1
+        self.steps.add_(1)
+
+    @torch.no_grad()
+    def split(self) -> Split:
+        """The update as terms of falling weight: by size, by what they add to the output, or by what the loss would lose."""
+        left, seen = self.left, self.update.score
+        a, b = self.A[:left].double(), self.B[:, :left].double()
+        inner = a @ a.T if seen == "size" else self.inputs[:left, :left]
+        outer = self.outputs[:left, :left] if seen == "loss" else b.T @ b * self.scale**2
+        return weighted_split(outer, inner)
+
+    @torch.no_grad()
+    def cut(self, split: Split, keep: int) -> Turn:
+        """Keep the leading terms of what :meth:`split` has given, in the order of their singular values, and set the others to zero.
+
+        Returns:
+            How the factors were turned, for what an optimizer remembers of them.
+        """
+        left = self.left
+        p, q = split.p[:keep], split.q[:, :keep]
+        a, b = p @ self.A[:left].double(), self.B[:, :left].double() @ q
+        svd = product_svd(b, a)
+        s = svd.s[:keep]
+        norm = s.sqrt() if self.update.gauge == "balanced" else torch.full_like(s, self.norm)
+        turn = Turn(p=(norm / s)[:, None] * (svd.u[:, :keep].T @ b) @ p, q=q @ (a @ svd.vt[:keep].T) / norm)
+        self.A.zero_()
+        self.B.zero_()
+        self.A[:keep] = (svd.vt[:keep] * norm[:, None]).to(self.A.dtype)
+        self.B[:, :keep] = (svd.u[:, :keep] * (s / norm)).to(self.B.dtype)
+        self.inputs.zero_()
+        self.outputs.zero_()
+        self._left = keep
+        return turn
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """Base output plus update."""
+        a, b = self._kept()
+        if not a.shape[0]:
+            return y
+        x = self.dropped(x)
+        if not (self.looking and self.training and torch.is_grad_enabled()):
+            return add_low_rank(y, x, a, b, self.scale)
+        inner = F.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype), a)
+        self._look(self.inputs, inner)
+        if inner.requires_grad:
+            inner.register_hook(lambda gradient: self._look(self.outputs, gradient))  # type: ignore[no-untyped-call]
+        return y + (F.linear(inner, b) * self.scale).to(y.dtype)
+
+    @torch.no_grad()
+    def _look(self, gram: Tensor, rows: Tensor) -> None:
+        rows = rows.detach().reshape(-1, rows.shape[-1]).to(gram.dtype)
+        with torch.autocast(rows.device.type, enabled=False):
+            gram[: rows.shape[1], : rows.shape[1]].addmm_(rows.T, rows)
+
+    def fuses(self, dtype: torch.dtype | None) -> bool:
+        """Unless nothing is left, or the factors are of another type than the product."""
+        return self.left > 0 and not self.looking and super().fuses(dtype)
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A frozen linear and the update in one function: see :mod:`paring.kernels.adapted`."""
+        a, b = self._kept()
+        return adapted_linear(x, weight, bias, a, b, None, self.scale, dropout=self.dropping)
+
+    def factors(self) -> Factors:
+        """A detached copy of the update, whose gate is one up to the last rank that is left and zero beyond."""
+        gate = (torch.arange(self.A.shape[0], device=self.A.device) < self.left).to(torch.float32)
+        return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), gate=gate, scale=self.scale)
+
+    def train(self, mode: bool = True) -> Ordered:
+        """Change the mode, and look anew: between training and evaluation somebody may have put other weights in."""
+        self._left = None
+        super().train(mode)
+        return self
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        left = self.A.shape[0] if torch.compiler.is_compiling() else self.left
+        return (self.A, self.B) if left == self.A.shape[0] else (self.A[:left], self.B[:, :left])
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._left = self._taken = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        _slots.add(self)

@@ -1,0 +1,58 @@
+"""When to cut an adapter, and down to how much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from paring.core.coding import number, positive_int
+from paring.core.errors import SettingError
+from paring.parts.allocate.budget import Budget
+from paring.parts.update.proximal import Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(Update):
+    r"""A few cuts, evenly spaced, each by the same factor, the last one down to the budget.
+
+    Of T steps, cut j of J comes after step :math:`\lceil jT\,u/J \rceil`, with u the share of the steps after which the budget is
+    reached, and leaves at most :math:`p_0 (p / p_0)^{j/J}` parameters, with :math:`p_0` those of the start and p the budget.
+
+    Attributes:
+        budget: p.
+        times: J.
+        until: u, in (0, 1).
+    """
+
+    name: ClassVar[str] = "cut"
+
+    budget: Budget
+    times: int = 3
+    until: float = 0.6
+    gauge: Literal["input", "balanced"] = "input"
+    moments: Literal["reset", "turn"] = "reset"
+    score: Literal["size", "output", "loss"] = "size"
+    look: int = 8
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.budget, Budget):
+            raise SettingError(f"budget={self.budget!r}: give an instance of Budget, one of {', '.join(sorted(Budget.members))}.")
+        positive_int("times", self.times)
+        number("until", self.until, low=0.0, high=1.0, open_low=True, open_high=True)
+
+    def looks(self, step: int, steps: int) -> bool:
+        """Whether the step that follows ``step`` is one of the last before a cut, whose batches are looked at."""
+        marks = [math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1)]
+        return self.score != "size" and any(mark - self.look <= step < mark for mark in marks)
+
+    def allowed(self, step: int, steps: int, start: int) -> int:
+        """The most parameters that may be left after ``step`` of ``steps`` steps, of ``start``.
+
+        It depends on nothing else: a run that is resumed, or made longer, finds its way back by itself.
+        """
+        goal = min(start, self.budget.parameters(start))
+        past = sum(step >= math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1))
+        if past == 0 or goal == start:
+            return start
+        return goal if past == self.times or goal == 0 else math.floor(start * (goal / start) ** (past / self.times))

@@ -196,7 +196,7 @@ class Cut(After):
         found = {path: product_svd(factors.fold().b, factors.a) for path, factors in adapter.modules.items()}
         costs = [factors.in_features + factors.out_features for factors in adapter.modules.values()]
         counts = allocate([svd.s for svd in found.values()], costs, self.budget)
-        slots = {path: module for path, module in paring.attach.find.slots(model).items()}
+        slots = paring.attach.find.slots(model)
         with torch.no_grad():
             for (path, svd), keep in zip(found.items(), counts, strict=True):
                 slot = slots[path]
@@ -296,15 +296,12 @@ CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
     "spectral": spectral(),
     "spectral, 1 cut": spectral(cuts=1),
     "spectral, 6 cuts": spectral(cuts=6),
-    "spectral, balanced": spectral(gauge="balanced"),
-    "spectral, turned": spectral(moments="turn"),
-    "spectral, balanced, turned": spectral(gauge="balanced", moments="turn"),
+    "spectral, reset": spectral(moments="reset"),
     "spectral, until .4": spectral(until=0.4),
     "spectral, r 4": spectral(rank=4),
-    "spectral, by output": spectral(score="output"),
     "spectral, by loss": spectral(score="loss"),
     "spectral, by loss, 1 cut": spectral(score="loss", cuts=1),
-    "spectral, by loss, turned": spectral(score="loss", moments="turn"),
+    "spectral, by loss, reset": spectral(score="loss", moments="reset"),
 }
 
 
@@ -331,7 +328,8 @@ def main() -> None:
     done = {json.dumps(row["job"], sort_keys=True) for row in finished(given.log)}
     waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
     threads = max(1, (os.cpu_count() or 1) // given.workers)
-    with ProcessPoolExecutor(given.workers, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)) as executor:  # fmt: skip
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
         for future in as_completed([executor.submit(work, job, given.data) for job in waiting]):
             if future.exception() is not None:
                 print(future.exception(), flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +25,9 @@ from paring.exchange.layout import TOKENIZER
 from paring.exchange.read import read
 from paring.exchange.write import Layout, write
 from paring.method import Method
+from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.ordered import Ordered
 
 __all__ = ["Finding", "adapt", "export", "fuse", "ranks", "read", "snapshot", "verify"]
 
@@ -143,7 +145,7 @@ def export(
         pad_to: with ``"uniform"``, the rank to pad to, where an engine wants more than the largest live rank; ``verify`` says which.
         dtype: type of the tensors written; ``None`` keeps that of the trained ones.
         overwrite: replace an existing folder.
-        force: export although the proximal step never ran.
+        force: export although the proximal step never ran, or the budget has not been reached.
         tokenizer: saved along, with its chat template; without it the model card loads the base model's.
         command: the command line that repeats the run, for the model card.
         metrics: final metrics, for the model card.
@@ -152,7 +154,8 @@ def export(
         The folder.
 
     Raises:
-        ExportError: every gate is zero, the proximal step never ran, or what was written differs from the live model.
+        ExportError: every gate is zero, the proximal step never ran, the budget has not been reached, or what was written differs from
+            the live model.
         OutputExistsError: the folder exists and ``overwrite`` is False.
         SettingError: ``pad_to`` without the uniform layout, or below the largest live rank.
     """
@@ -162,6 +165,7 @@ def export(
             "rank would be gone. Export the model that was trained, not its average."
         )
     live = snapshot(model, adapter)
+    _check_budget(slots(model, adapter).values(), force)
     gated = [slot for slot in slots(model, adapter).values() if isinstance(slot, Gated)]
     if gated and not force and not any(int(slot.steps) for slot in gated):
         raise ExportError(
@@ -190,6 +194,25 @@ def export(
         command=command,
         check=check,
     )
+
+
+def _check_budget(found: Iterable[Slot], force: bool) -> None:
+    """Refuse an adapter that was to be cut down to a budget and has not been.
+
+    Raises:
+        ExportError: says how much is left, and of how many steps.
+    """
+    ordered = [slot for slot in found if isinstance(slot, Ordered)]
+    if not ordered or force:
+        return
+    left = sum(slot.cost * slot.left for slot in ordered)
+    goal = ordered[0].update.budget.parameters(sum(slot.cost * slot.A.shape[0] for slot in ordered))
+    if left > goal:
+        raise ExportError(
+            f"The adapter has {left} parameters and a budget of {goal}: after {max(slot.taken for slot in ordered)} optimizer steps the "
+            "last cut has not been made. Train it to the end, say how long that is with paring.train.plan(model, steps=...) where no "
+            "trainer does, or pass force=True to export it as it is."
+        )
 
 
 def _compare(written: Adapter, live: Adapter, dtype: torch.dtype | None) -> None:

@@ -78,9 +78,10 @@ class Cutter:
         allowed = self.update.allowed(taken, self.steps, self.start)
         if self.parameters > allowed:
             self.cut(allowed, optimizer)
-        looking = self.update.looks(taken, self.steps)
-        for slot in self.slots.values():
-            slot.looking = looking
+
+    def looks(self, taken: int) -> bool:
+        """Whether the batches of the step that follows ``taken`` are to be looked at."""
+        return self.update.looks(taken, self.steps)
 
     @torch.no_grad()
     def cut(self, budget: int, optimizer: Optimizer | None = None) -> None:
@@ -88,7 +89,9 @@ class Cutter:
 
         What an optimizer remembers of the factors belongs to factors that are no more; it is forgotten.
         """
-        spectra = {path: slot.split() for path, slot in self.slots.items()}
+        # A cut that is made without a look, as where a training is shortened, goes by size.
+        by_loss = self.update.score == "loss" and any(bool(slot.rows) for slot in self.slots.values())
+        spectra = {path: slot.split(by_loss=by_loss) for path, slot in self.slots.items()}
         counts = allocate([spectra[path].s for path in self.slots], [slot.cost for slot in self.slots.values()], budget)
         for (path, slot), keep in zip(self.slots.items(), counts, strict=True):
             before = slot.left

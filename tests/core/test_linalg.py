@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from paring.core.errors import AdapterError, SettingError
-from paring.core.linalg import SVD, finite, orthonormal_defect, product_svd, randomised_svd, truncated_svd, truncation_errors
+from paring.core.linalg import (
+    SVD,
+    finite,
+    orthonormal_defect,
+    product_svd,
+    randomised_svd,
+    truncated_svd,
+    truncation_errors,
+    weighted_split,
+)
 
 SHAPES = [(9, 7, 3), (7, 9, 3), (8, 8, 8), (5, 12, 7), (12, 5, 7), (4, 3, 9), (6, 6, 1)]
 """(out, in, r); in some r is above one or both of the widths."""
@@ -269,3 +278,37 @@ def test_refusals(generator: torch.Generator) -> None:
 def test_shapes_are_checked_while_tests_run() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         product_svd(torch.zeros(4, 2), torch.zeros(3, 4))
+
+
+# --- weighted -----------------------------------------------------------------------------------------------------------------
+
+
+def _gram(count: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A positive semidefinite matrix and a root of it."""
+    rows = draw(count, width, generator=generator)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    return rows.T @ rows, (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
+
+
+@pytest.mark.parametrize(("out", "width", "r"), SHAPES)
+@pytest.mark.parametrize("few", [False, True], ids=["full", "degenerate"])
+def test_weighted_split_is_the_best_in_its_norm(out: int, width: int, r: int, few: bool, generator: torch.Generator) -> None:
+    b, a = draw(out, r, generator=generator), draw(r, width, generator=generator)
+    outer, left = _gram(max(1, out // 2) if few else 40, out, generator)
+    inner, right = _gram(max(1, width // 2) if few else 40, width, generator)
+    split = weighted_split(b.T @ outer @ b, a @ inner @ a.T)
+    whole = left @ b @ a @ right
+    values = torch.linalg.svdvals(whole)
+    padded = torch.cat([values, values.new_zeros(r)])[:r]
+    torch.testing.assert_close(split.s, padded, atol=1e-6 * float(values[0]), rtol=1e-6)
+    for rank in range(r + 1):
+        cut = left @ (b @ split.q[:, :rank]) @ (split.p[:rank] @ a) @ right
+        torch.testing.assert_close(torch.linalg.matrix_norm(cut - whole), padded[rank:].norm(), atol=1e-5 * float(values[0]), rtol=1e-5)
+
+
+def test_weighted_split_of_nothing() -> None:
+    split = weighted_split(torch.zeros(3, 3), torch.zeros(3, 3))
+    assert not split.s.any()
+    assert torch.isfinite(split.p).all()
+    assert torch.isfinite(split.q).all()
+    assert weighted_split(torch.zeros(0, 0), torch.zeros(0, 0)).s.numel() == 0

@@ -47,6 +47,10 @@ class ParingModel(BaseTuner):
         if config.seed is None:
             config.seed = int(torch.randint(2**31 - 1, ()).item())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        together = {path: slot for path, layer in layers(model).items() if isinstance(slot := layer.slot(adapter_name), Ordered)}
+        steps = next((slot.update.steps for slot in together.values()), None)
+        if steps is not None:
+            cutter.Cutter(together, steps)
 
     def _create_and_replace(
         self,

@@ -14,7 +14,7 @@ from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
 from paring.train import guards, travel
 from paring.train.look import gated, is_finite, tally, trained
-from paring.train.plan import plan
+from paring.train.plan import plan_unplanned
 
 EARLY = 0.1
 """The share of the steps after which the outlook is taken."""
@@ -71,7 +71,7 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         guards.refuse_wrappers(args, model)
         guards.recast(model, optimizer)
         guards.check_optimizer(optimizer, model)
-        plan(model, steps=state.max_steps)
+        plan_unplanned(model, steps=state.max_steps)
         self._slots = trained(model)
         self._gated = gated(self._slots)
         self._proved = False

@@ -10,6 +10,13 @@ from paring.parts.parameterise.ordered import Ordered
 from paring.train.look import every_slot
 
 
+def plan_unplanned(model: nn.Module, *, steps: int) -> None:
+    """:func:`plan` for the adapters whose method does not say itself how long it will be trained."""
+    names = {name for name, _, slot in every_slot(model) if isinstance(slot, Ordered) and slot.update.steps is None}
+    for name in sorted(names):
+        plan(model, steps=steps, adapter=name)
+
+
 def plan(model: nn.Module, *, steps: int, adapter: str | None = None) -> dict[str, Cutter]:
     """Spread the cuts of every adapter with a budget over a training of ``steps`` optimizer steps.
 

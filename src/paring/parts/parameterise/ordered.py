@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,10 +29,22 @@ class Cutting(Protocol):
         """Cut if it is time to."""
         ...
 
+    def looks(self, taken: int) -> bool:
+        """Whether the batches of the step that follows ``taken`` are to be looked at."""
+        ...
+
 
 def ordered_slots() -> Iterator[Ordered]:
     """Every ordered slot that is alive in this process, in no particular order."""
     return iter(_slots)
+
+
+@torch.no_grad()
+def _add_gram(gram: Tensor, rows: Tensor) -> None:
+    """Add the rows' Gram matrix to the upper left of a sum of such."""
+    rows = rows.reshape(-1, rows.shape[-1]).to(gram.dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        gram[: rows.shape[1], : rows.shape[1]].addmm_(rows.T, rows)
 
 
 class Turn(NamedTuple):
@@ -68,6 +81,7 @@ class Ordered(LowRank):
     steps: Tensor
     inputs: Tensor
     outputs: Tensor
+    rows: Tensor
 
     def __init__(self, start: Factors, update: Cut, dropout: float = 0.0) -> None:
         super().__init__(start, dropout)
@@ -75,10 +89,11 @@ class Ordered(LowRank):
         self.norm = float(start.a.norm(dim=1).mean()) or 1.0
         # How many steps of an optimizer have moved the slot; saved with it, so that a run that is resumed goes on where it was.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # What a look at batches before a cut has found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy.
-        for name in ("inputs", "outputs"):
-            self.register_buffer(name, torch.zeros(start.rank, start.rank))
-        self.looking = False
+        if update.score == "loss":
+            # What a look at batches before a cut has found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy, and the rows.
+            for name in ("inputs", "outputs"):
+                self.register_buffer(name, torch.zeros(start.rank, start.rank))
+            self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
         self.cutter: Cutting | None = None
         self._taken: int | None = 0
         self._left: int | None = None
@@ -109,14 +124,25 @@ class Ordered(LowRank):
         self._taken = self.taken + 1
         self.steps.add_(1)
 
+    @property
+    def looking(self) -> bool:
+        """Whether what goes through now is to be looked at."""
+        return self.training and torch.is_grad_enabled() and self.cutter is not None and self.cutter.looks(self.taken)
+
     @torch.no_grad()
-    def split(self) -> Split:
-        """The update as terms of falling weight: by size, by what they add to the output, or by what the loss would lose."""
-        left, seen = self.left, self.update.score
+    def split(self, *, by_loss: bool) -> Split:
+        r"""The update as terms of falling weight.
+
+        Args:
+            by_loss: by what the loss would lose without them, to second order with its curvature taken as
+                :math:`\mathrm{E}[g g^\top] \otimes \mathrm{E}[x x^\top]` over the rows looked at since the last cut; else by size, the
+                singular values of :math:`s\,B A`.
+        """
+        left = self.left
+        if by_loss:
+            return weighted_split(self.outputs[:left, :left], self.inputs[:left, :left] / self.rows.clamp_min(1))
         a, b = self.A[:left].double(), self.B[:, :left].double()
-        inner = a @ a.T if seen == "size" else self.inputs[:left, :left]
-        outer = self.outputs[:left, :left] if seen == "loss" else b.T @ b * self.scale**2
-        return weighted_split(outer, inner)
+        return weighted_split(b.T @ b * self.scale**2, a @ a.T)
 
     @torch.no_grad()
     def cut(self, split: Split, keep: int) -> Turn:
@@ -130,14 +156,15 @@ class Ordered(LowRank):
         a, b = p @ self.A[:left].double(), self.B[:, :left].double() @ q
         svd = product_svd(b, a)
         s = svd.s[:keep]
-        norm = s.sqrt() if self.update.gauge == "balanced" else torch.full_like(s, self.norm)
+        norm = self.norm
         turn = Turn(p=(norm / s)[:, None] * (svd.u[:, :keep].T @ b) @ p, q=q @ (a @ svd.vt[:keep].T) / norm)
         self.A.zero_()
         self.B.zero_()
-        self.A[:keep] = (svd.vt[:keep] * norm[:, None]).to(self.A.dtype)
+        self.A[:keep] = (svd.vt[:keep] * norm).to(self.A.dtype)
         self.B[:, :keep] = (svd.u[:, :keep] * (s / norm)).to(self.B.dtype)
-        self.inputs.zero_()
-        self.outputs.zero_()
+        if self.update.score == "loss":
+            for seen in (self.inputs, self.outputs, self.rows):
+                seen.zero_()
         self._left = keep
         return turn
 
@@ -147,19 +174,14 @@ class Ordered(LowRank):
         if not a.shape[0]:
             return y
         x = self.dropped(x)
-        if not (self.looking and self.training and torch.is_grad_enabled()):
+        if not self.looking:
             return add_low_rank(y, x, a, b, self.scale)
         inner = F.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype), a)
-        self._look(self.inputs, inner)
+        _add_gram(self.inputs, inner)
+        self.rows += inner.numel() // inner.shape[-1]
         if inner.requires_grad:
-            inner.register_hook(lambda gradient: self._look(self.outputs, gradient))  # type: ignore[no-untyped-call]
+            inner.register_hook(partial(_add_gram, self.outputs))  # type: ignore[no-untyped-call]
         return y + (F.linear(inner, b) * self.scale).to(y.dtype)
-
-    @torch.no_grad()
-    def _look(self, gram: Tensor, rows: Tensor) -> None:
-        rows = rows.detach().reshape(-1, rows.shape[-1]).to(gram.dtype)
-        with torch.autocast(rows.device.type, enabled=False):
-            gram[: rows.shape[1], : rows.shape[1]].addmm_(rows.T, rows)
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
         """Unless nothing is left, or the factors are of another type than the product."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
-from paring.core.coding import number, positive_int
+from paring.core.coding import choice, number, positive_int
 from paring.core.errors import SettingError
 from paring.parts.allocate.budget import Budget
 from paring.parts.update.proximal import Update
+
+Score: TypeAlias = Literal["size", "loss"]
+Moments: TypeAlias = Literal["turn", "reset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,11 @@ class Cut(Update):
         budget: p.
         times: J.
         until: u, in (0, 1).
+        steps: T, the optimizer steps of the whole training; ``None`` if it is said later.
+        score: what a rank is worth: its singular value (``"size"``), or what the loss would lose without it (``"loss"``), by the second
+            moments of inputs and gradients over the last batches before a cut.
+        look: so many batches.
+        moments: whether what an optimizer remembers of the factors is turned with them (``"turn"``) or forgotten (``"reset"``).
     """
 
     name: ClassVar[str] = "cut"
@@ -30,21 +38,29 @@ class Cut(Update):
     budget: Budget
     times: int = 3
     until: float = 0.6
-    gauge: Literal["input", "balanced"] = "input"
-    moments: Literal["reset", "turn"] = "reset"
-    score: Literal["size", "output", "loss"] = "size"
+    steps: int | None = None
+    score: Score = "size"
     look: int = 8
+    moments: Moments = "turn"
 
     def __post_init__(self) -> None:
         if not isinstance(self.budget, Budget):
             raise SettingError(f"budget={self.budget!r}: give an instance of Budget, one of {', '.join(sorted(Budget.members))}.")
         positive_int("times", self.times)
+        if self.steps is not None:
+            positive_int("steps", self.steps)
+        choice("score", self.score, ("size", "loss"))
+        choice("moments", self.moments, ("turn", "reset"))
+        positive_int("look", self.look)
         number("until", self.until, low=0.0, high=1.0, open_low=True, open_high=True)
 
     def looks(self, step: int, steps: int) -> bool:
         """Whether the step that follows ``step`` is one of the last before a cut, whose batches are looked at."""
-        marks = [math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1)]
-        return self.score != "size" and any(mark - self.look <= step < mark for mark in marks)
+        return self.score == "loss" and any(mark - self.look <= step < mark for mark in self.marks(steps))
+
+    def marks(self, steps: int) -> list[int]:
+        """The steps after which cuts are made."""
+        return [math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1)]
 
     def allowed(self, step: int, steps: int, start: int) -> int:
         """The most parameters that may be left after ``step`` of ``steps`` steps, of ``start``.
@@ -52,7 +68,7 @@ class Cut(Update):
         It depends on nothing else: a run that is resumed, or made longer, finds its way back by itself.
         """
         goal = min(start, self.budget.parameters(start))
-        past = sum(step >= math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1))
+        past = sum(step >= mark for mark in self.marks(steps))
         if past == 0 or goal == start:
             return start
         return goal if past == self.times or goal == 0 else math.floor(start * (goal / start) ** (past / self.times))

@@ -1,0 +1,328 @@
+"""Cuts to a budget in the loops that people write: when they come, what they leave, and that nothing about them can be forgotten."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+import paring
+from paring.api import fuse
+from paring.attach.find import slots
+from paring.core.errors import ExportError, SettingError, StepError, TargetError
+from paring.methods.lora import LoRA
+from paring.methods.spectral import Spectral
+from paring.parts.allocate.budget import Parameters, Share
+from paring.parts.parameterise.ordered import Ordered
+from paring.parts.update.cut import Cut, Moments, Score
+from paring.train import ParingCallback, ParingTrainer, create_optimizer, plan
+
+WIDTH, STEPS = 12, 20
+MODULES = ("first", "wide", "back")
+
+
+class Net(nn.Module):
+    """Three linear modules, of two costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.wide = nn.Linear(WIDTH, 2 * WIDTH)
+        self.back = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.back(torch.tanh(self.wide(torch.tanh(self.first(x)))))
+        return y
+
+
+def adapted(**settings: Any) -> PeftModel:
+    torch.manual_seed(0)
+    return paring.adapt(Net(), Spectral(**{"rank": 4, "alpha": 8, **settings}), target_modules=list(MODULES), seed=0)
+
+
+def ordered(model: nn.Module, adapter: str = "default") -> dict[str, Ordered]:
+    return {path: slot for path, slot in slots(model, adapter).items() if isinstance(slot, Ordered)}
+
+
+def left(model: nn.Module, adapter: str = "default") -> int:
+    return sum(slot.cost * slot.left for slot in ordered(model, adapter).values())
+
+
+START = 4 * (24 + 36 + 36)
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return create_optimizer(model, lr=1e-2)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: range,
+    *,
+    accumulate: int = 1,
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """The same batches whatever step it starts from."""
+    model.train()
+    for step in steps:
+        for part in range(accumulate):
+            generator = torch.Generator().manual_seed(step * accumulate + part)
+            x = torch.randn(16, WIDTH, generator=generator)
+            (model(x) - x.flip(1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after(step + 1)
+
+
+# --- the schedule ------------------------------------------------------------------------------------------------------------
+
+
+def test_cuts_are_evenly_spaced_and_each_keeps_the_same_share() -> None:
+    cut = Cut(budget=Share(share=0.125), times=3, until=0.6)
+    assert cut.marks(100) == [20, 40, 60]
+    assert [cut.allowed(step, 100, 8000) for step in (0, 19, 20, 39, 40, 59, 60, 100)] == [8000, 8000, 4000, 4000, 2000, 2000, 1000, 1000]
+    assert Cut(budget=Share(share=0.5), times=1, until=0.5).marks(7) == [4]
+
+
+def test_a_budget_above_the_start_cuts_nothing() -> None:
+    assert Cut(budget=Parameters(count=10**9)).allowed(100, 100, 8000) == 8000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"times": 0}, {"until": 0.0}, {"until": 1.0}, {"steps": 0}, {"look": 0}, {"score": "best"}, {"moments": "kept"}],
+    ids=str,
+)
+def test_settings_that_are_none(settings: dict[str, Any], unchecked: None) -> None:
+    with pytest.raises(SettingError, match=next(iter(settings))):
+        Cut(budget=Share(share=0.5), **settings)
+
+
+# --- in a plain loop ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("score", ["size", "loss"])
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.125])
+def test_the_budget_is_reached_in_time_and_kept(share: float, score: Score, accumulate: int) -> None:
+    model = adapted(budget=Share(share=share), score=score)
+    plan(model, steps=STEPS)
+    allowed = ordered(model)["first"].update.allowed
+    seen: list[int] = []
+
+    def look(step: int) -> None:
+        assert left(model) <= allowed(step, STEPS, START)
+        seen.append(left(model))
+
+    train(model, optimizer_of(model), range(STEPS), accumulate=accumulate, after=look)
+    assert seen[:3] == [START] * 3, "three steps before the first cut"
+    assert sorted(seen, reverse=True) == seen
+    # No cheapest rank more would fit.
+    assert share * START - 36 < seen[11] == seen[-1] <= share * START
+    assert paring.snapshot(model).parameters == seen[-1]
+
+
+def test_the_loss_goes_on_falling_after_the_last_cut() -> None:
+    model = adapted(budget=Share(share=0.25))
+    plan(model, steps=200)
+    losses: list[float] = []
+
+    def look(step: int) -> None:
+        with torch.no_grad():
+            x = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(10**6))
+            losses.append(float((model(x) - x.flip(1)).square().mean()))
+
+    train(model, optimizer_of(model), range(200), after=look)
+    assert losses[-1] < losses[120] < losses[0]
+
+
+def test_a_loop_that_says_no_length_is_stopped_at_its_first_step() -> None:
+    model = adapted()
+    with pytest.raises(StepError, match=r"paring\.train\.plan\(model, steps="):
+        train(model, optimizer_of(model), range(1))
+
+
+def test_the_method_can_say_the_length_itself() -> None:
+    model = adapted(budget=Share(share=0.25), steps=STEPS)
+    train(model, optimizer_of(model), range(STEPS))
+    assert left(model) <= 0.25 * START
+
+
+def test_an_optimizer_of_something_else_counts_no_steps() -> None:
+    model = adapted()
+    plan(model, steps=STEPS)
+    head = nn.Parameter(torch.ones(1))
+    other = torch.optim.SGD([head], lr=0.1)
+    model(torch.randn(2, WIDTH)).sum().backward()
+    head.grad = torch.ones(1)
+    other.step()
+    assert {slot.taken for slot in ordered(model).values()} == {0}
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop"])
+def test_what_was_cut_stays_away_whatever_the_optimizer_remembers(name: str) -> None:
+    model = adapted(budget=Share(share=0.25), steps=STEPS)
+    kind = getattr(torch.optim, name)
+    extra = {"momentum": 0.9} if name != "AdamW" else {"weight_decay": 0.1}
+    optimizer = kind([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3, **extra)
+    train(model, optimizer, range(STEPS))
+    for slot in ordered(model).values():
+        assert not slot.A[slot.left :].any()
+        assert not slot.B[:, slot.left :].any()
+
+
+@pytest.mark.parametrize("moments", ["turn", "reset"])
+def test_the_optimizers_memory_is_turned_or_forgotten(moments: Moments) -> None:
+    model = adapted(budget=Share(share=0.5), cuts=1, until=0.5, steps=4, moments=moments)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, range(1))
+    slot = ordered(model)["wide"]
+    twin = copy.deepcopy(slot)
+    state = {key: optimizer.state[slot.A][key].clone() for key in ("exp_avg", "exp_avg_sq")}
+    turn = twin.cut(twin.split(by_loss=False), 2)
+    assert slot.cutter is not None
+    slot.cutter.cut(START // 2, optimizer)  # type: ignore[attr-defined]
+    if moments == "reset":
+        assert slot.A not in optimizer.state
+        return
+    keep = slot.left
+    after = optimizer.state[slot.A]
+    count = min(keep, 2)
+    assert count
+    torch.testing.assert_close(after["exp_avg"][:count], (turn.q.T @ state["exp_avg"].double()).float()[:count])
+    torch.testing.assert_close(after["exp_avg_sq"][:count], (turn.q.T.square() @ state["exp_avg_sq"].double()).float()[:count])
+    assert not after["exp_avg"][keep:].any()
+    assert int(after["step"]) == 1, "the optimizer's own count goes on"
+
+
+# --- going on where it was interrupted -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("score", ["size", "loss"])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 11, 12, 15])
+def test_resumed_equals_uninterrupted(stop: int, score: Score, tmp_path: Path) -> None:
+    def fresh() -> tuple[PeftModel, torch.optim.Optimizer]:
+        model = adapted(budget=Share(share=0.25), score=score, look=2)
+        return model, optimizer_of(model)
+
+    whole, optimizer = fresh()
+    plan(whole, steps=STEPS)
+    train(whole, optimizer, range(STEPS))
+    first, optimizer = fresh()
+    plan(first, steps=STEPS)
+    train(first, optimizer, range(stop))
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
+    again, optimizer = fresh()
+    plan(again, steps=STEPS)
+    saved = torch.load(tmp_path / "checkpoint.pt")
+    again.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(again, optimizer, range(stop, STEPS))
+    states = whole.state_dict(), again.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_a_training_that_is_made_shorter_is_cut_at_once(tmp_path: Path) -> None:
+    model = adapted(budget=Share(share=0.25), score="loss")
+    plan(model, steps=10 * STEPS)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, range(5))
+    assert left(model) == START
+    plan(model, steps=6)
+    train(model, optimizer, range(5, 6))
+    assert left(model) <= 0.25 * START
+
+
+# --- several adapters, wrong budgets -------------------------------------------------------------------------------------------
+
+
+def test_each_adapter_has_its_own_budget() -> None:
+    model = adapted(budget=Share(share=0.5), steps=STEPS)
+    paring.adapt(model, Spectral(rank=4, budget=Share(share=0.125), steps=STEPS), target_modules=list(MODULES), adapter="second", seed=1)
+    model.base_model.set_adapter(["default", "second"])
+    train(model, optimizer_of(model), range(STEPS))
+    assert 0.5 * START - 36 < left(model) <= 0.5 * START
+    assert 0.125 * START - 36 < left(model, "second") <= 0.125 * START
+
+
+def test_a_budget_that_pays_for_nothing_is_refused_with_what_the_cheapest_costs() -> None:
+    with pytest.raises(SettingError, match=r"budget of 20 parameters .* takes 24"):
+        adapted(budget=Parameters(count=20), steps=STEPS)
+    model = adapted(budget=Parameters(count=20))
+    with pytest.raises(SettingError, match=r"budget of 20 parameters"):
+        plan(model, steps=STEPS)
+
+
+def test_a_plan_for_an_adapter_without_a_budget() -> None:
+    model = paring.adapt(Net(), LoRA(rank=2), target_modules=list(MODULES))
+    assert plan(model, steps=5) == {}
+    with pytest.raises(TargetError, match="has no budget"):
+        plan(model, steps=5, adapter="default")
+    with pytest.raises(SettingError, match="steps=0"):
+        plan(adapted(), steps=0)
+
+
+# --- export ------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_before_the_last_cut_is_refused_unless_forced(tmp_path: Path) -> None:
+    model = adapted(budget=Share(share=0.25), steps=STEPS)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, range(5))
+    with pytest.raises(ExportError, match=r"after 5 optimizer steps the last cut has not been made"):
+        paring.export(model, tmp_path / "early")
+    paring.export(model, tmp_path / "forced", force=True)
+    train(model, optimizer, range(5, STEPS))
+    folder = paring.export(model, tmp_path / "done")
+    written = paring.read(folder)
+    assert written.parameters == left(model) <= 0.25 * START
+    x = torch.randn(5, WIDTH)
+    fused = fuse(_plain(), written)
+    model.eval()
+    torch.testing.assert_close(fused(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+def _plain() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+# --- Trainer -----------------------------------------------------------------------------------------------------------------
+
+
+class Labelled(Net):
+    """With a loss, as Trainer wants it."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        y = super().forward(x)
+        return {"loss": (y - x.flip(1)).square().mean(), "logits": y}
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["ParingTrainer", "Trainer with the callback"])
+def test_a_trainer_says_the_length(plain: bool, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    model = paring.adapt(Labelled(), Spectral(rank=4, budget=Share(share=0.25)), target_modules=list(MODULES), seed=0)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=STEPS, per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
+        save_strategy="no", logging_steps=5,
+    )  # fmt: skip
+    data = [{"x": torch.randn(WIDTH), "labels": torch.zeros(())} for _ in range(8)]
+    trainer = (
+        Trainer(model=model, args=args, train_dataset=data, callbacks=[ParingCallback()])  # type: ignore[arg-type]
+        if plain
+        else ParingTrainer(model=model, args=args, train_dataset=data)  # type: ignore[arg-type]
+    )
+    trainer.train()
+    assert left(model) <= 0.25 * START
+    logged = [entry["live_parameters"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[0] > logged[-1] == left(model)

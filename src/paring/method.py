@@ -110,6 +110,11 @@ class Method(Coded, ABC):
         """The proximal step that must follow each optimizer step; ``None`` if there is none."""
         return None
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether the adapter is cut down to a budget on the way, so that a checkpoint from before the last cut is too big."""
+        return False
+
     def example(self) -> Method:
         """A small instance for tests and documentation: the defaults, but for what has none."""
         return self

@@ -106,6 +106,11 @@ class Spectral(Method):
             moments=self.moments,
         )
 
+    @property
+    def budgeted(self) -> bool:
+        """It is."""
+        return True
+
     def example(self) -> Spectral:
         """A training of a few steps."""
         return replace(self, steps=6)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from paring.method import Method
 
 TAKEN = taken_names(TrainOptions)
+BUDGETED = "spectral"
+"""The method that `--budget` alone asks for."""
+
 NOT_REPEATED = frozenset({"resume_from_checkpoint", "overwrite"})
 
 
@@ -26,6 +29,7 @@ def fill(parser: ArgumentParser, argv: Sequence[str]) -> None:
     """The options of a run, and the settings of the method that the command line names."""
     add(parser, TrainOptions)
     method, source = _asked(argv)
+    parser.set_defaults(method=method)
     add_settings(parser, method, TAKEN, starting_method(method, source) if source else None)
 
 
@@ -52,7 +56,8 @@ def run(values: Namespace) -> int:
 
 def _asked(argv: Sequence[str]) -> tuple[str, str | None]:
     default = next(default_of(item) for item in dataclasses.fields(AdapterOptions) if item.name == "method")
-    return peek(argv, "method") or default, peek(argv, "init_adapter")
+    # Who gives a budget and no method wants what keeps to it.
+    return peek(argv, "method") or (BUDGETED if peek(argv, "budget") else default), peek(argv, "init_adapter")
 
 
 def command_line(options: TrainOptions, method: Method) -> str:

@@ -102,6 +102,12 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
         ParingError: bad options, data, model or adapter; whatever existed before is left as it was.
     """
     check_options(options)
+    best = options.watch.load_best_model_at_end or options.watch.early_stopping_patience is not None
+    if method.budgeted and best:
+        raise SettingError(
+            "--load_best_model_at_end and --early_stopping_patience may export a checkpoint from before the last cut, which is larger "
+            f"than the budget of {method.name}; leave them out."
+        )
     with no_empty(Path(options.output.output_dir)):
         return _fit(options, method, command)
 

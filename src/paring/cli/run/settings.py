@@ -16,6 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of
+from paring.cli.run.budgets import written
 from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
             continue
         flag = flag_name(method, item.name, taken)
         family = families.get(str(item.metadata.get("family", "")))
-        data[item.name] = values[flag] if family is None else part_of(flag, values[flag], family)
+        short = _short(family, values[flag], values)
+        data[item.name] = short or (values[flag] if family is None else part_of(flag, values[flag], family))
         started = None if start is None else vars(start)[item.name]
         if isinstance(started, Coded) and _transient(type(started)) and data[item.name] != as_flag(started):
             raise SettingError(f"--{flag} {values[flag]!r} and --init_adapter both say where the adapter starts; leave one of them out.")
@@ -101,6 +103,15 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
     decoded = decode(data)
     kept = {key: value for key, value in vars(start).items() if data.get(key) == as_flag(value)}
     return dataclasses.replace(decoded, **kept)
+
+
+def _short(family: type[Coded] | None, value: Any, values: Namespace) -> dict[str, Any] | None:
+    """A part out of a notation of its own, where its family has one and this is it."""
+    from paring.parts.allocate.budget import Budget
+
+    if family is not Budget or not isinstance(value, str):
+        return None
+    return written(value, each=2 if values.get("export_dtype") in ("bfloat16", "float16") else 4)
 
 
 def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""A budget as people write one: 40k parameters, 30% of the start, 2MB on disk."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from paring.core.errors import SettingError
+
+_WRITTEN = re.compile(r"\s*(?P<number>\d[\d_]*(?:\.\d+)?(?:e\d+)?|\.\d+)\s*(?P<unit>%|[kMG]?i?B|[kKMG])?\s*", re.ASCII)
+_THOUSANDS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
+
+
+def written(text: str, each: int) -> dict[str, Any] | None:
+    """The plain data of a budget that is written as a number, with ``%`` or a unit; ``None`` if it is written otherwise.
+
+    ``40k`` and ``40000`` are parameters, ``30%`` is a share of the start, ``2MB`` (millions) and ``2MiB`` (2^20) are bytes on disk.
+
+    Args:
+        text: what was given.
+        each: bytes of a parameter as it will be exported.
+
+    Raises:
+        SettingError: a share above 100%, or nothing at all.
+    """
+    found = _WRITTEN.fullmatch(text)
+    if found is None:
+        return None
+    number, unit = float(found["number"].replace("_", "")), found["unit"] or ""
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise SettingError(f"--budget {text}: give a share above 0% and of at most 100%.")
+        return {"name": "share", "share": number / 100}
+    base = 1024 if unit.endswith("iB") else 1000
+    count = int(number * base ** _THOUSANDS[unit.removesuffix("B").removesuffix("i")])
+    if count < 1:
+        raise SettingError(f"--budget {text}: that is nothing; give a number of parameters (40k), a share (30%) or bytes (2MB).")
+    return {"name": "bytes", "count": count, "each": each} if unit.endswith("B") else {"name": "parameters", "count": count}

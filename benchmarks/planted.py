@@ -12,6 +12,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, finished
+from environment import RESULTS, environment, finished, save
 from peft import AdaLoraConfig, get_peft_model
+from runs import measured
 from tasks import Examples, batches, encoder, examples
 from torch import Tensor, nn
 from transformers import AutoModel
@@ -137,7 +139,35 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
         "ranks": left,
         "planted": ranks,
         "seconds": seconds,
+        "environment": environment(),
     }
+
+
+def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each contestant, budget and rate, over patterns and seeds."""
+    groups: dict[tuple[str, float | None, float], list[dict[str, Any]]] = {}
+    for row in found:
+        groups.setdefault((row["job"]["contestant"], row["job"]["budget"], row["job"]["rate"]), []).append(row)
+    order = sorted(groups, key=lambda key: (-(key[1] or 9.0), key[0], key[2]))
+    rows = []
+    for key in order:
+        group = groups[key]
+        errors = [row["error"] for row in group]
+        rows.append(
+            {
+                "contestant": key[0],
+                "budget": key[1],
+                "rate": key[2],
+                "runs": len(group),
+                "error": statistics.mean(errors),
+                "error_low": min(errors),
+                "error_high": max(errors),
+                "size": statistics.mean(row["parameters"] / row["planted_parameters"] for row in group),
+                "rank_error": statistics.mean(row["rank_error"] / row["planted_ranks"] for row in group),
+                "seconds": statistics.mean(row["seconds"] for row in group),
+            }
+        )
+    return rows
 
 
 def fitted(model: nn.Module, fit: Examples, wanted: list[Tensor], job: Job, after: After) -> float:
@@ -344,6 +374,15 @@ def main() -> None:
                 f"of {row['planted_ranks']} {row['seconds']:.0f} s",
                 flush=True,
             )
+    found = finished(given.log)
+    for row in summary(found):
+        budget = "" if row["budget"] is None else f"budget {row['budget']:g}"
+        print(
+            f"{row['contestant']:26} {budget:12} rate {row['rate']:.0e}  error {row['error']:.4f} "
+            f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
+            f"rank error {row['rank_error']:.0%}  {row['runs']} runs"
+        )
+    save("planted", {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps}, measured(found))
 
 
 if __name__ == "__main__":

@@ -156,6 +156,28 @@ def attach(result: Mapping[str, Any]) -> str:
     return f"{attached}\n\n{rows((f'{size / 2**20:.0f} MiB', 'seconds'), seconds)}"
 
 
+def planted(result: Mapping[str, Any]) -> str:
+    """A row for each contestant, budget and rate."""
+    several = len({row["rate"] for row in result["rows"]}) > 1
+    return rows(
+        ("budget", "contestant", *(["rate"] if several else []), "of the planted size", "error", "from", "to", "rank error", "runs"),
+        (
+            (
+                "none" if row["budget"] is None else f"{row['budget']:g}",
+                row["contestant"],
+                *([f"{row['rate']:g}"] if several else []),
+                f"{row['size']:.2f}",
+                f"{row['error']:.4f}",
+                f"{row['error_low']:.4f}",
+                f"{row['error_high']:.4f}",
+                f"{row['rank_error']:.0%}",
+                str(row["runs"]),
+            )
+            for row in result["rows"]
+        ),
+    )
+
+
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
@@ -168,6 +190,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "memory": memory,
     "memory-gpu": memory,
     "attach": attach,
+    "planted": planted,
 }
 
 

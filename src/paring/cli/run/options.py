@@ -52,7 +52,11 @@ class DataOptions:
 class AdapterOptions:
     """Adapter."""
 
-    method: str = option("how modules are adapted, see `paring methods`; its settings are flags of their own", default="sora")
+    method: str = option(
+        "how modules are adapted, see `paring methods`; its settings are flags of their own. `--budget 40k` (or 30%, 2MB) alone asks for "
+        "`spectral`, which keeps to that size",
+        default="sora",
+    )
     target_modules: str | list[str] = option("all-linear, names separated by commas, or a regular expression", default="all-linear")
     exclude_modules: str | list[str] | None = option("modules to leave out, as names or a regular expression", default=None)
     modules_to_save: str | list[str] | None = option("modules to train fully beside the adapter; a task's head always is", default=None)

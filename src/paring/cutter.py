@@ -73,7 +73,12 @@ class Cutter:
         return sum(slot.cost * slot.left for slot in self.slots.values())
 
     def after(self, optimizer: Optimizer) -> None:
-        """Cut if more is left than may be at the step that has just been taken."""
+        """Count the step that has just been taken, for empty modules too, and cut if more is left than may be by now."""
+        looked = self.looks(max(slot.taken for slot in self.slots.values()))
+        for slot in self.slots.values():
+            if looked:
+                slot.looked()
+            slot.stepped()
         taken = max(slot.taken for slot in self.slots.values())
         allowed = self.update.allowed(taken, self.steps, self.start)
         if self.parameters > allowed:
@@ -139,7 +144,6 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 "This adapter is to be cut down to a budget, and nobody has said how long the training will be: call "
                 "paring.train.plan(model, steps=...) before the first step, or use ParingTrainer or ParingCallback, which do."
             )
-        slot.stepped()
         cutters[id(slot.cutter)] = slot.cutter
     for cutter in cutters.values():
         cutter.after(optimizer)

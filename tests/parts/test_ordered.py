@@ -95,6 +95,7 @@ def test_by_loss_it_is_the_best_approximation_in_the_norm_of_inputs_and_gradient
     for inputs, gradient in zip(x, dy, strict=True):
         assert not s.fuses(torch.float32), "the products between the factors are what is looked at"
         s(torch.zeros(30, OUT, requires_grad=True), inputs).backward(gradient)
+    s.looked()
     rows = 30 * passes
     left = root(dy.reshape(-1, OUT).T @ dy.reshape(-1, OUT))
     right = root(x.reshape(-1, IN).T @ x.reshape(-1, IN) / rows)

@@ -167,13 +167,15 @@ def weighted_split(outer: Float[Tensor, "r r"], inner: Float[Tensor, "r r"]) -> 
         All r terms, in float64; those outside the range of D are zero.
     """
     values, vectors = torch.linalg.eigh(outer.double())
-    values = values.clamp_min(0.0)
-    # Below this an eigenvalue is rounding, and its inverse would be noise.
-    some = values > values.sum() * 1e-12
+    # Below this an eigenvalue is the rounding of what was given, and its inverse would be noise.
+    some = values > values.sum() * torch.finfo(outer.dtype).eps
+    values = values * some
     root = (vectors * values.sqrt()) @ vectors.T
     inverse = (vectors * torch.where(some, values, 1.0).rsqrt() * some) @ vectors.T
     inside, basis = torch.linalg.eigh(inner.double())
     u, s, _ = torch.linalg.svd(root @ (basis * inside.clamp_min(0.0).sqrt()))
+    # What is no more than the rounding of the rest is nothing: nobody is to keep it.
+    s = torch.where(s > s.sum() * 1e-12, s, 0.0)
     return Split(s=s, p=u.T @ root, q=inverse @ u)
 
 

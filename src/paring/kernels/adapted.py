@@ -94,8 +94,8 @@ def adapted_linear(
         if bias is not None and bias.dtype != dtype:
             bias = bias.to(dtype)
     if live is not None and not live.index.shape[0]:
-        idle: Tensor = _Empty.apply(x, weight, bias, gate)  # type: ignore[no-untyped-call]
-        return idle
+        unchanged: Tensor = _Empty.apply(x, weight, bias, a, b, gate)  # type: ignore[no-untyped-call]
+        return unchanged
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1.0 - dropout) if dropout else None
     # What is left after dropout is scaled up, which the r-wide factors carry.
     plan = _Plan(scale / (1.0 - dropout), order, None if live is None else live.index, count)
@@ -123,10 +123,11 @@ class _Empty(torch.autograd.Function):
     """No rank is computed with, and no gate asked about: the frozen linear, which keeps no input.
 
     The gate has a gradient of zeros, by which it is known to be in training; the factors have none, so that optimizers pass them over.
+    They are in the graph all the same: DDP waits until it has heard of every parameter.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gate: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Tensor) -> Tensor:
         ctx.save_for_backward(weight, gate)
         with _products(x):
             return F.linear(x, weight, bias)
@@ -136,7 +137,24 @@ class _Empty(torch.autograd.Function):
         weight, gate = ctx.saved_tensors
         with _products(weight):
             dx = torch.matmul(grad, weight) if ctx.needs_input_grad[0] else None
-        return dx, None, None, torch.zeros_like(gate)
+        return dx, None, None, None, None, torch.zeros_like(gate)
+
+
+def idle(y: Tensor, *parameters: Tensor) -> Tensor:
+    """``y`` itself, with parameters in its graph that get no gradient: DDP waits until it has heard of every parameter."""
+    result: Tensor = _Idle.apply(y, *parameters)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Idle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.count = len(parameters)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, *(None for _ in range(ctx.count))
 
 
 class _Adapted(torch.autograd.Function):

@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
 from paring.core.factors import Factors, whole
 from paring.core.linalg import Split, product_svd, weighted_split
-from paring.kernels.adapted import adapted_linear
+from paring.kernels.adapted import adapted_linear, idle
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.low_rank import LowRank
 from paring.parts.update.cut import Cut
@@ -90,10 +91,12 @@ class Ordered(LowRank):
         # How many steps of an optimizer have moved the slot; saved with it, so that a run that is resumed goes on where it was.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if update.score == "loss":
-            # What a look at batches before a cut has found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy, and the rows.
+            # What looks at batches before a cut have found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy, and the rows.
             for name in ("inputs", "outputs"):
                 self.register_buffer(name, torch.zeros(start.rank, start.rank))
             self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
+        # The same of this process since the last step. DDP gives all processes the first one's buffers before each forward.
+        self._fresh: tuple[Tensor, Tensor, Tensor] | None = None
         self.cutter: Cutting | None = None
         self._taken: int | None = 0
         self._left: int | None = None
@@ -130,6 +133,17 @@ class Ordered(LowRank):
         return self.training and torch.is_grad_enabled() and self.cutter is not None and self.cutter.looks(self.taken)
 
     @torch.no_grad()
+    def looked(self) -> None:
+        """After the step: add what was seen since the last to what is saved, that of all processes of a group together."""
+        total = self.inputs, self.outputs, self.rows
+        fresh = self._fresh if self._fresh is not None else tuple(map(torch.zeros_like, total))
+        for saved, seen in zip(total, fresh, strict=True):
+            if dist.is_available() and dist.is_initialized():
+                dist.all_reduce(seen)
+            saved.add_(seen)
+        self._fresh = None
+
+    @torch.no_grad()
     def split(self, *, by_loss: bool) -> Split:
         r"""The update as terms of falling weight.
 
@@ -157,7 +171,9 @@ class Ordered(LowRank):
         svd = product_svd(b, a)
         s = svd.s[:keep]
         norm = self.norm
-        turn = Turn(p=(norm / s)[:, None] * (svd.u[:, :keep].T @ b) @ p, q=q @ (a @ svd.vt[:keep].T) / norm)
+        # A rank of no size has no direction that a gradient could be turned into.
+        longer = torch.where(s > s.sum() * torch.finfo(torch.float32).eps, norm / s, 0.0)
+        turn = Turn(p=longer[:, None] * (svd.u[:, :keep].T @ b) @ p, q=q @ (a @ svd.vt[:keep].T) / norm)
         self.A.zero_()
         self.B.zero_()
         self.A[:keep] = (svd.vt[:keep] * norm).to(self.A.dtype)
@@ -172,15 +188,18 @@ class Ordered(LowRank):
         """Base output plus update."""
         a, b = self._kept()
         if not a.shape[0]:
-            return y
+            return idle(y, self.A, self.B) if dist.is_available() and dist.is_initialized() else y
         x = self.dropped(x)
         if not self.looking:
             return add_low_rank(y, x, a, b, self.scale)
         inner = F.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(a.dtype), a)
-        _add_gram(self.inputs, inner)
-        self.rows += inner.numel() // inner.shape[-1]
+        if self._fresh is None:
+            self._fresh = torch.zeros_like(self.inputs), torch.zeros_like(self.outputs), torch.zeros_like(self.rows)
+        inputs, outputs, rows = self._fresh
+        _add_gram(inputs, inner)
+        rows += inner.numel() // inner.shape[-1]
         if inner.requires_grad:
-            inner.register_hook(partial(_add_gram, self.outputs))  # type: ignore[no-untyped-call]
+            inner.register_hook(partial(_add_gram, outputs))  # type: ignore[no-untyped-call]
         return y + (F.linear(inner, b) * self.scale).to(y.dtype)
 
     def fuses(self, dtype: torch.dtype | None) -> bool:

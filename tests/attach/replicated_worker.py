@@ -1,0 +1,106 @@
+"""One of two processes that train replicas of a model (DDP), each on its half of the rows: started by test_replicated."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import paring
+from paring.attach.find import slots
+from paring.core.adapter import Adapter
+from paring.method import Method
+from paring.methods.lora import LoRA
+from paring.methods.sora import SoRA
+from paring.methods.spectral import Spectral
+from paring.parts.allocate.budget import Parameters
+from paring.parts.parameterise.gated import Gated
+from paring.train import create_optimizer
+
+STEPS, ROWS, WIDTH = 12, 16, 6
+METHODS: dict[str, Method] = {
+    "LoRA": LoRA(rank=4),
+    "SoRA": SoRA(rank=4, penalty=0.9, gate_rate=0.1, fade=None),
+    # Pays for one rank of three modules: at least one of them ends with none.
+    "spectral": Spectral(rank=4, budget=Parameters(count=24), steps=STEPS),
+    "spectral by loss": Spectral(rank=4, budget=Parameters(count=24), steps=STEPS, score="loss", look=2),
+}
+
+
+class Net(nn.Module):
+    """Three adapted linear modules and a trained head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All of them."""
+        y: Tensor = self.head(self.three(torch.tanh(self.two(torch.tanh(self.one(x))))))
+        return y
+
+
+def build(method: Method) -> nn.Module:
+    """The same model in every process; SoRA's second module is empty from the start."""
+    torch.manual_seed(0)
+    model = paring.adapt(Net(), method, target_modules=["one", "two", "three"], modules_to_save=["head"], seed=0)
+    second = slots(model)["two"]
+    if isinstance(second, Gated):
+        with torch.no_grad():
+            second.gate.zero_()
+    return model
+
+
+def train(model: nn.Module, share: slice) -> None:
+    """A few steps on a share of the rows."""
+    optimizer = create_optimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    model.train()
+    for _ in range(STEPS):
+        x = torch.randn(ROWS, WIDTH, generator=generator)[share]
+        (model(x) - x[:, :2].flip(1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def main(rank: int, size: int, place: Path) -> None:
+    """Train replicas on halves of the rows, and one model on all of them."""
+    dist.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=size)
+    found: dict[str, Adapter] = {}
+    for name, method in METHODS.items():
+        replica = build(method)
+        wrapped = DistributedDataParallel(replica)
+        half = ROWS // size
+        train(wrapped, slice(rank * half, (rank + 1) * half))
+        mine = copy.deepcopy(replica.state_dict())
+        for key, value in mine.items():
+            both = [torch.zeros_like(value) for _ in range(size)]
+            dist.all_gather(both, value)
+            assert torch.equal(both[0], both[1]), f"{name}: {key} differs between the processes"
+        ranks = paring.ranks(replica)
+        if name != "LoRA":
+            assert 0 in ranks.values(), f"{name}: no module is empty: {ranks}"
+            assert any(ranks.values()), f"{name}: all modules are empty"
+        found[name] = paring.snapshot(replica)
+        dist.barrier()
+    dist.destroy_process_group()
+    for name, method in METHODS.items():
+        whole = build(method)
+        train(whole, slice(None))
+        wanted, got = paring.snapshot(whole), found[name]
+        assert wanted.ranks == got.ranks, name
+        # Updates, not factors: signs of singular vectors are anybody's.
+        for path, factors in wanted.modules.items():
+            torch.testing.assert_close(got.modules[path].materialise(), factors.materialise(), atol=1e-5, rtol=1e-4)
+        for key, tensor in wanted.heads.items():
+            torch.testing.assert_close(got.heads[key], tensor, atol=1e-5, rtol=1e-4)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

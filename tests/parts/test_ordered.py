@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.parts.allocate.budget import Share
 from paring.parts.parameterise.ordered import Ordered
@@ -107,6 +108,28 @@ def test_by_loss_it_is_the_best_approximation_in_the_norm_of_inputs_and_gradient
     torch.testing.assert_close((left @ delta(s) @ right - before).norm(), values[2:].norm(), rtol=1e-4, atol=0)
     assert not s.inputs.any(), "the next look starts anew"
     assert int(s.rows) == 0
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_batch_whose_gradient_overflowed_is_not_counted(value: float, generator: torch.Generator) -> None:
+    s = slot(generator, "loss")
+    s.cutter = Looks()
+    x = torch.randn(30, IN, generator=generator)
+    s(torch.zeros(30, OUT), x).backward(torch.randn(30, OUT, generator=generator))
+    s.looked()
+    before = s.inputs.clone(), s.outputs.clone(), s.rows.clone()
+    s(torch.zeros(30, OUT), x).backward(torch.full((30, OUT), value))
+    s.looked()
+    assert all(torch.equal(one, other) for one, other in zip(before, (s.inputs, s.outputs, s.rows), strict=True))
+    assert int(s.rows) == 30
+
+
+def test_a_diverged_update_is_told_as_such(generator: torch.Generator) -> None:
+    s = slot(generator)
+    with torch.no_grad():
+        s.A[0, 0] = float("nan")
+    with pytest.raises(AdapterError, match="NaN or infinity"):
+        s.split(by_loss=False)
 
 
 def test_looking_changes_neither_the_output_nor_the_gradients(generator: torch.Generator) -> None:

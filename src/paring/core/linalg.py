@@ -165,7 +165,11 @@ def weighted_split(outer: Float[Tensor, "r r"], inner: Float[Tensor, "r r"]) -> 
 
     Returns:
         All r terms, in float64; those outside the range of D are zero.
+
+    Raises:
+        AdapterError: one of them holds NaN or infinity.
     """
+    outer, inner = _ready(outer), _ready(inner)
     values, vectors = torch.linalg.eigh(outer.double())
     # Below this an eigenvalue is the rounding of what was given, and its inverse would be noise.
     some = values > values.sum() * torch.finfo(outer.dtype).eps

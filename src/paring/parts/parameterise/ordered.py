@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from paring.core.factors import Factors, whole
-from paring.core.linalg import Split, product_svd, weighted_split
+from paring.core.linalg import Split, finite, product_svd, weighted_split
 from paring.kernels.adapted import adapted_linear, idle
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.low_rank import LowRank
@@ -38,6 +38,11 @@ class Cutting(Protocol):
 def ordered_slots() -> Iterator[Ordered]:
     """Every ordered slot that is alive in this process, in no particular order."""
     return iter(_slots)
+
+
+def _precise(factor: Tensor) -> Tensor:
+    """In float64, which is on every device but Apple's."""
+    return (factor.cpu() if factor.device.type == "mps" else factor).double()
 
 
 @torch.no_grad()
@@ -129,19 +134,26 @@ class Ordered(LowRank):
 
     @property
     def looking(self) -> bool:
-        """Whether what goes through now is to be looked at."""
-        return self.training and torch.is_grad_enabled() and self.cutter is not None and self.cutter.looks(self.taken)
+        """Whether what goes through now is to be looked at; never where a compiler traces, which would be bound to this very step."""
+        if self.update.score != "loss" or torch.compiler.is_compiling() or self.cutter is None:
+            return False
+        return self.training and torch.is_grad_enabled() and self.cutter.looks(self.taken)
 
     @torch.no_grad()
     def looked(self) -> None:
-        """After the step: add what was seen since the last to what is saved, that of all processes of a group together."""
+        """After the step: add what was seen since the last to what is saved, that of all processes of a group together.
+
+        Where loss scaling has overflowed, what was seen is as worthless as the gradient.
+        """
         total = self.inputs, self.outputs, self.rows
         fresh = self._fresh if self._fresh is not None else tuple(map(torch.zeros_like, total))
-        for saved, seen in zip(total, fresh, strict=True):
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(seen)
-            saved.add_(seen)
         self._fresh = None
+        if dist.is_available() and dist.is_initialized():
+            for seen in fresh:
+                dist.all_reduce(seen)
+        if finite(fresh[0]) and finite(fresh[1]):
+            for saved, seen in zip(total, fresh, strict=True):
+                saved.add_(seen)
 
     @torch.no_grad()
     def split(self, *, by_loss: bool) -> Split:
@@ -154,8 +166,9 @@ class Ordered(LowRank):
         """
         left = self.left
         if by_loss:
-            return weighted_split(self.outputs[:left, :left], self.inputs[:left, :left] / self.rows.clamp_min(1))
-        a, b = self.A[:left].double(), self.B[:, :left].double()
+            outer, inner = self.outputs[:left, :left], self.inputs[:left, :left] / self.rows.clamp_min(1)
+            return weighted_split(*(gram.cpu() if gram.device.type == "mps" else gram for gram in (outer, inner)))
+        a, b = _precise(self.A[:left]), _precise(self.B[:, :left])
         return weighted_split(b.T @ b * self.scale**2, a @ a.T)
 
     @torch.no_grad()
@@ -167,7 +180,7 @@ class Ordered(LowRank):
         """
         left = self.left
         p, q = split.p[:keep], split.q[:, :keep]
-        a, b = p @ self.A[:left].double(), self.B[:, :left].double() @ q
+        a, b = p @ _precise(self.A[:left]), _precise(self.B[:, :left]) @ q
         svd = product_svd(b, a)
         s = svd.s[:keep]
         norm = self.norm

@@ -185,6 +185,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-defaults": defaults,
     "sora-revive": revive,
     "step-time": step_time,
+    "step-time-minilm": step_time,
     "step-time-gpu": step_time,
     "step-time-gpu-compiled": step_time,
     "memory": memory,

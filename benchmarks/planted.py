@@ -10,12 +10,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +20,18 @@ from typing import Any
 import torch
 from environment import RESULTS, environment, finished, save
 from peft import AdaLoraConfig, get_peft_model
-from runs import measured
+from runs import logged, measured
 from tasks import Examples, batches, encoder, examples
 from torch import Tensor, nn
 from transformers import AutoModel
 
 import paring
 from paring.core.adapter import Adapter
-from paring.core.linalg import product_svd
+from paring.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
-from paring.parts.allocate.spectral import allocate
 from paring.train import create_optimizer, plan
 
 RANKS = (0, 0, 1, 2, 4)
@@ -217,31 +213,13 @@ class After:
 class Cut(After):
     """Cut to a budget at the end."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, cutter: Cutter, budget: int) -> None:
+        self.cutter, self.budget = cutter, budget
 
     def adapter(self, model: Any) -> Adapter:
-        """Truncate every module's update, by singular values over all modules; the model is given what is left."""
-        adapter = paring.snapshot(model)
-        found = {path: product_svd(factors.fold().b, factors.a) for path, factors in adapter.modules.items()}
-        costs = [factors.in_features + factors.out_features for factors in adapter.modules.values()]
-        counts = allocate([svd.s for svd in found.values()], costs, self.budget)
-        slots = paring.attach.find.slots(model)
-        with torch.no_grad():
-            for (path, svd), keep in zip(found.items(), counts, strict=True):
-                slot = slots[path]
-                assert isinstance(slot, paring.parts.parameterise.low_rank.LowRank)
-                slot.A.zero_()
-                slot.B.zero_()
-                slot.A[:keep] = svd.vt[:keep]
-                slot.B[:, :keep] = svd.u[:, :keep] * svd.s[:keep] / slot.scale
-        modules = {
-            path: paring.core.factors.Factors(
-                a=slots[path].A[:keep].detach().cpu(), b=slots[path].B[:, :keep].detach().cpu(), scale=slots[path].scale
-            )
-            for path, keep in zip(found, counts, strict=True)
-        }
-        return Adapter(modules=modules)
+        """What is left after the cut, in the model too."""
+        self.cutter.cut(self.budget)
+        return paring.snapshot(model)
 
 
 class Ada(After):
@@ -282,15 +260,23 @@ class Ada(After):
 Built = tuple[Any, After]
 
 
-def ours(make: Callable[[int | None], Any], cut: bool = False) -> Callable[[nn.Module, Job, int | None], Built]:
+def ours(make: Callable[[int | None], Any]) -> Callable[[nn.Module, Job, int | None], Built]:
     """A contestant of paring's own."""
 
     def build(model: nn.Module, job: Job, budget: int | None) -> Built:
         adapted = paring.adapt(model, make(budget), target_modules=TARGETS, seed=job.seed)
         plan(adapted, steps=job.steps)
-        return adapted, Cut(budget) if cut and budget is not None else After()
+        return adapted, After()
 
     return build
+
+
+def cut_at_the_end(model: nn.Module, job: Job, budget: int | None) -> Built:
+    """LoRA of rank 8, which the spectral cut is until it cuts: not before the training is over."""
+    assert budget is not None
+    method = Spectral(budget=Parameters(count=budget), cuts=1, until=0.9)
+    adapted = paring.adapt(model, method, target_modules=TARGETS, seed=job.seed)
+    return adapted, Cut(plan(adapted, steps=2 * job.steps)["default"], budget)
 
 
 def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
@@ -320,7 +306,7 @@ CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
     "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
     "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
     "LoRA r 8": ours(lambda _: LoRA(rank=8, alpha=16)),
-    "LoRA r 8, cut at the end": ours(lambda _: LoRA(rank=8, alpha=16), cut=True),
+    "LoRA r 8, cut at the end": cut_at_the_end,
     "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
     "AdaLoRA": adalora,
     "spectral": spectral(),
@@ -357,23 +343,13 @@ def main() -> None:
     ]
     done = {json.dumps(row["job"], sort_keys=True) for row in finished(given.log)}
     waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
-    threads = max(1, (os.cpu_count() or 1) // given.workers)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
-        for future in as_completed([executor.submit(work, job, given.data) for job in waiting]):
-            if future.exception() is not None:
-                print(future.exception(), flush=True)
-                continue
-            row = future.result()
-            with given.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            job = row["job"]
-            print(
-                f"{job['contestant']:26} budget {job['budget']} pattern {job['pattern']} seed {job['seed']} rate {job['rate']:.0e}: "
-                f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
-                f"of {row['planted_ranks']} {row['seconds']:.0f} s",
-                flush=True,
-            )
+    for job, row in logged(work, waiting, given.data, workers=given.workers, log=given.log):
+        print(
+            f"{job.contestant:26} budget {job.budget} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
+            f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
+            f"of {row['planted_ranks']} {row['seconds']:.0f} s",
+            flush=True,
+        )
     found = finished(given.log)
     for row in summary(found):
         budget = "" if row["budget"] is None else f"budget {row['budget']:g}"

@@ -7,11 +7,11 @@ import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from environment import RESULTS, environment, finished
@@ -19,6 +19,8 @@ from tasks import Examples, examples, score, train
 
 import paring
 from paring.method import Method, decode
+
+J = TypeVar("J")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,27 +92,40 @@ class Runner:
     def __call__(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The rows of ``jobs``, in their order."""
         rows = {Job.decode(row["job"]): row for row in finished(self.log)}
-        self.log.parent.mkdir(exist_ok=True)
-        # CUDA cannot be used in a fork of a process that has used it.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_share, initargs=(self.workers,)) as executor:
-            waiting = {executor.submit(work, job, self.data): job for job in dict.fromkeys(jobs) if job not in rows}
-            for future in as_completed(waiting):
-                if future.exception() is not None:
-                    continue  # What the others have done is kept before this is raised.
-                row = rows[waiting[future]] = future.result()
-                with self.log.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-                job = row["job"]
-                print(
-                    f"{job['task']:9} {job['method']['name']:5} r {job['method']['rank']} rate {job['rate']:.1e} seed {job['seed']} "
-                    f"steps {row['steps']:4d}{' held out' if job['held'] else ''}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
-                    f"live {row['live']:.1%} {row['seconds']:.0f} s",
-                    flush=True,
-                )
-        for future in waiting:
-            future.result()
+        waiting = [job for job in dict.fromkeys(jobs) if job not in rows]
+        for waited, row in logged(work, waiting, self.data, workers=self.workers, log=self.log):
+            rows[waited] = row
+            job = row["job"]
+            print(
+                f"{job['task']:9} {job['method']['name']:5} r {job['method']['rank']} rate {job['rate']:.1e} seed {job['seed']} "
+                f"steps {row['steps']:4d}{' held out' if job['held'] else ''}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
+                f"live {row['live']:.1%} {row['seconds']:.0f} s",
+                flush=True,
+            )
         return [rows[job] for job in jobs]
+
+
+def logged(
+    work: Callable[[J, Path], dict[str, Any]], jobs: Sequence[J], data: Path, *, workers: int, log: Path
+) -> Iterator[tuple[J, dict[str, Any]]]:
+    """Run jobs in processes of their own, each with its share of the threads, and write a line for each as it ends.
+
+    One that fails stops no other; its error is raised when all have ended.
+    """
+    log.parent.mkdir(exist_ok=True)
+    # CUDA cannot be used in a fork of a process that has used it.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_share, initargs=(workers,)) as executor:
+        waiting = {executor.submit(work, job, data): job for job in jobs}
+        for future in as_completed(waiting):
+            if future.exception() is not None:
+                continue  # What the others have done is kept before this is raised.
+            row = future.result()
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            yield waiting[future], row
+    for future in waiting:
+        future.result()
 
 
 def _share(workers: int) -> None:

@@ -221,7 +221,7 @@ def test_resumed_equals_uninterrupted(stop: int, score: Score, tmp_path: Path) -
     torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
     again, optimizer = fresh()
     plan(again, steps=STEPS)
-    saved = torch.load(tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     again.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     train(again, optimizer, range(stop, STEPS))

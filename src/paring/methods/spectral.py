@@ -84,13 +84,12 @@ class Spectral(Method):
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
-        member("budget", self.budget, Budget)
         positive_int("rank", self.rank)
         number("alpha", self.alpha, low=0.0, open_low=True)
         number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
         choice("scaling", self.scaling, ("standard", "rs"))
         member("init", self.init, Initialiser)
-        # What is left is checked where it is used.
+        # When to cut, and down to what, is checked where it is used.
         member("cut", self.cut, Update)
 
     @property

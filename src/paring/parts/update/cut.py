@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from paring.core.coding import choice, number, positive_int
-from paring.core.errors import SettingError
+from paring.core.coding import choice, member, number, positive_int
 from paring.parts.allocate.budget import Budget
 from paring.parts.update.proximal import Update
 
@@ -44,8 +43,7 @@ class Cut(Update):
     moments: Moments = "turn"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.budget, Budget):
-            raise SettingError(f"budget={self.budget!r}: give an instance of Budget, one of {', '.join(sorted(Budget.members))}.")
+        member("budget", self.budget, Budget)
         positive_int("times", self.times)
         if self.steps is not None:
             positive_int("steps", self.steps)

@@ -6,7 +6,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -115,7 +114,8 @@ def logged(
     log.parent.mkdir(exist_ok=True)
     # CUDA cannot be used in a fork of a process that has used it.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_share, initargs=(workers,)) as executor:
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
         waiting = {executor.submit(work, job, data): job for job in jobs}
         for future in as_completed(waiting):
             if future.exception() is not None:
@@ -126,10 +126,6 @@ def logged(
             yield waiting[future], row
     for future in waiting:
         future.result()
-
-
-def _share(workers: int) -> None:
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 @functools.cache

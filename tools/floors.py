@@ -10,7 +10,7 @@ FLOORS = (
     ("methods", "attach", "exchange"),
     ("train",),
     ("api", "report"),
-    ("study", "serve", "federate"),
+    ("path", "study", "serve", "federate"),
     ("cli",),
 )
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from paring.cli.commands import demo
-from paring.cli.run.fit import Finished
+from paring.cli.run.finish import Finished
 from paring.cli.run.loaded import load_checkpoint, load_trained
 from paring.cli.run.outputs import logits
 from paring.methods.sora import SoRA

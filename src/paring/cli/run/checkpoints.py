@@ -12,8 +12,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from paring.cli.data.task import Task
 from paring.cli.run.base import place_of
-from paring.cli.run.output import write_text
 from paring.core.errors import DataError, SettingError, near
+from paring.exchange.folder import replace_file
 from paring.method import Method
 
 TASK = "paring_task.json"
@@ -127,7 +127,7 @@ class TaskFile(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The checkpoint is on disk."""
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TASK, self.text)
+            replace_file(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TASK, self.text.encode())
 
 
 def read_task(checkpoint: Path) -> tuple[Task, dict[str, Any]]:

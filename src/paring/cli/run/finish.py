@@ -1,0 +1,165 @@
+"""From a trained model to files: the metrics, the export, run.json and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase, Trainer
+
+import paring
+from paring.cli.data.metrics import FIRST
+from paring.cli.data.task import Task
+from paring.cli.run.base import DTYPES
+from paring.cli.run.options import DataOptions, TrainOptions
+from paring.cli.run.output import ADAPTER, REPORT, RUN
+from paring.cli.run.prepare import Prepared
+from paring.cli.run.trainer import Rows
+from paring.core.errors import ExportError
+from paring.core.records import RunRecord
+from paring.exchange.folder import digest, replace_file
+from paring.train import Recorder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that went to its end.
+
+    Attributes:
+        folder: the run's folder.
+        record: what run.json holds.
+        model: the trained model, in memory.
+        tokenizer: its tokenizer.
+    """
+
+    folder: Path
+    record: RunRecord
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def recorded(options: TrainOptions, rows: Rows, **more: Any) -> dict[str, Any]:
+    """The options by flag, without their groups, and what they led to: numbers of rows, and the digests of the files."""
+    return {
+        **{name: value for group in asdict(options).values() for name, value in group.items()},
+        "rows": {"train": len(rows.train), "eval": 0 if rows.held_out is None else len(rows.held_out)},
+        "sha256": digests(options.data),
+        **more,
+    }
+
+
+def final_metrics(trainer: Trainer, task: Task) -> dict[str, float]:
+    """The metrics of the model that is exported, evaluated once more only if its step was not.
+
+    An evaluation after the best checkpoint was loaded would be logged as that of the run's last step.
+    """
+    if trainer.eval_dataset is None:
+        return {}
+    step = exported_step(trainer)
+    logged = [entry for entry in trainer.state.log_history if "eval_loss" in entry and entry.get("step") == step]
+    values = logged[-1] if logged else trainer.evaluate()
+    skipped = ("runtime", "per_second", "preparation_time", "num_tokens")
+    metrics = {
+        key.removeprefix("eval_"): float(value)
+        for key, value in values.items()
+        if key.startswith("eval_") and not key.endswith(skipped) and isinstance(value, int | float)
+    }
+    if task.kind == "causal-lm" and "loss" in metrics:
+        with suppress(OverflowError):
+            metrics["perplexity"] = math.exp(metrics["loss"])
+    return metrics
+
+
+def exported_step(trainer: Trainer) -> int:
+    """The step whose weights the model has when training has ended: the best checkpoint's, if that was loaded."""
+    state = trainer.state
+    best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None else None
+    return state.global_step if best is None else best
+
+
+def finish(
+    options: TrainOptions,
+    prepared: Prepared,
+    recorder: Recorder,
+    command: str,
+    metrics: Mapping[str, float],
+    settings: Mapping[str, Any],
+    *,
+    exports: bool = True,
+    complete: Callable[[RunRecord], RunRecord] = lambda record: record,
+) -> RunRecord:
+    """Export, and write the record and the report; these two also if there is nothing to export, since they say why.
+
+    Args:
+        options: all options of the run.
+        prepared: what was trained.
+        recorder: has the log and the clock.
+        command: the command line that repeats the run.
+        metrics: of what is exported.
+        settings: what the record keeps.
+        exports: whether there is an adapter to export.
+        complete: adds to the record what the recorder does not know.
+
+    Raises:
+        ExportError: no rank is left, or the disk is full.
+    """
+    folder, model, main = Path(options.output.output_dir), prepared.model, FIRST[prepared.task.kind]
+    dtype = DTYPES[options.output.export_dtype]
+    adapter, failed = None, None
+    try:
+        if exports:
+            adapter = paring.export(
+                model,
+                folder / ADAPTER,
+                layout=options.output.layout,
+                dtype=dtype if isinstance(dtype, torch.dtype) else None,
+                overwrite=options.output.overwrite or options.output.resume_from_checkpoint is not None,
+                tokenizer=prepared.base.tokenizer,
+                command=command,
+                metrics=metrics,
+            )
+    except ExportError as error:
+        failed = error
+    record = complete(
+        recorder.record(
+            model,
+            title=options.watch.run_name or folder.name or "run",
+            command=command,
+            seed=options.training.seed,
+            settings=settings,
+            metrics=metrics,
+            main_metric="perplexity" if "perplexity" in metrics else main if main in metrics else None,
+            files={} if adapter is None else {file.name: file.stat().st_size for file in sorted(adapter.iterdir()) if file.is_file()},
+            base_model=options.model.model_name_or_path,
+        )
+    )
+    try:
+        replace_file(folder / RUN, record.to_json().encode())
+        from paring.report import write_report
+
+        write_report(record, folder / REPORT, overwrite=True)
+    except OSError:
+        if failed is None:
+            raise
+    if failed is not None:
+        raise failed
+    return record
+
+
+def digests(options: DataOptions) -> dict[str, str]:
+    """SHA-256 of the data files that were read, so that a repetition can tell whether they are the same."""
+    found: dict[str, str] = {}
+    for name in (options.dataset_name, options.eval_dataset_name):
+        path = Path(name) if name is not None else None
+        if path is None:
+            continue
+        for file in [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []:
+            if file.is_file():
+                found[str(file)] = digest(file)
+    return found

@@ -1,0 +1,170 @@
+"""What a run needs before its first step: the data, the task, the frozen model with its adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import Trainer, set_seed
+
+import paring
+from paring.attach.find import config_of
+from paring.cli.console import say
+from paring.cli.data.read import ROW, held_out_split, read
+from paring.cli.data.task import Task, infer
+from paring.cli.flags import listed
+from paring.cli.run.base import Base, check_folder, load_base
+from paring.cli.run.checkpoints import check_targets, check_task
+from paring.cli.run.checks import targets
+from paring.cli.run.loaded import labels_of
+from paring.cli.run.options import DataOptions, TrainOptions
+from paring.cli.run.trainer import Rows
+from paring.core.errors import DataError, SettingError
+from paring.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A run that is ready to be trained.
+
+    Attributes:
+        task: what is learnt.
+        rows: to train on, and to evaluate on.
+        base: the frozen model and its tokenizer.
+        model: with the adapter.
+        ranks: those of all modules at the start.
+    """
+
+    task: Task
+    rows: Rows
+    base: Base
+    model: PeftModel
+    ranks: int
+
+
+def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepared:
+    """Read the data, tell the task, load the model, attach the adapter.
+
+    Args:
+        options: all options of the run.
+        method: how modules are adapted.
+        resume: the checkpoint that the run goes on from, to which all of this must fit.
+
+    Raises:
+        ParingError: bad options, data or model.
+    """
+    check_folder(options.model.model_name_or_path)
+    data = options.data
+    template = None if data.chat_template_path is None else read_template(Path(data.chat_template_path))
+    rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config, listed(data.text_columns))
+    task = infer(
+        rows,
+        kind=data.task,
+        texts=listed(data.text_columns),
+        label=data.label_column,
+        names=listed(data.label_names),
+        source=data.dataset_name,
+    )
+    if resume is not None:
+        check_task(resume, task, asdict(options.model))
+    rows, held_out, origin = split(rows, data, options.training.seed)
+    say(f"task: {task.describe()} (--task, --text_columns and --label_column say otherwise)")
+    if task.kind == "causal-lm" and (unread := [name for name in rows.column_names if name not in (*task.texts, ROW)]):
+        more = " (--text_columns PROMPT,COMPLETION reads two)" if task.form == "text" else ""
+        say(f"columns that are not read: {', '.join(unread)}{more}")
+    say(f"data: {len(rows)} rows to train on, {len(held_out) if held_out is not None else 'none'} to evaluate on")
+    set_seed(options.training.seed)
+    base = load_base(options.model, task, options.training.seed)
+    if template is not None:
+        base.tokenizer.chat_template = template
+    if options.adapter.init_adapter is not None:
+        take_heads(base, options.adapter.init_adapter, task)
+    model = paring.adapt(
+        base.model,
+        method,
+        target_modules=targets(options.adapter.target_modules),
+        exclude_modules=None if options.adapter.exclude_modules is None else targets(options.adapter.exclude_modules),
+        modules_to_save=listed(options.adapter.modules_to_save),
+        task_type=task.task_type,
+        seed=options.training.seed,
+    )
+    if resume is not None:
+        check_targets(resume, config_of(model).target_modules)
+    # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.
+    model.peft_config["default"].revision = vars(base.model.config).get("_commit_hash") or options.model.model_revision
+    ranks = sum(factors.rank for factors in paring.snapshot(model).modules.values())
+    return Prepared(task=task, rows=Rows(train=rows, held_out=held_out, origin=origin), base=base, model=model, ranks=ranks)
+
+
+@torch.no_grad()
+def take_heads(base: Base, source: str, task: Task) -> None:
+    """Begin with the trained heads of the adapter that is started from, where they are for the same labels."""
+    adapter = paring.read(source)
+    if not adapter.heads:
+        return
+    own = dict(base.model.named_parameters())
+    names = tuple(task.id2label.values()) if task.kind == "classification" else ()
+    same = task.kind != "classification" or tuple(labels_of(Path(source), len(names)).values()) == names
+    if not same or any(name not in own or own[name].shape != tensor.shape for name, tensor in adapter.heads.items()):
+        say(f"head: starts anew, since that of {source!r} is for other labels")
+        return
+    for name, tensor in adapter.heads.items():
+        own[name].copy_(tensor)
+    say(f"head: starts as that of {source!r}")
+
+
+def read_template(path: Path) -> str:
+    """The text of a chat template.
+
+    Raises:
+        SettingError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"--chat_template_path {str(path)!r} cannot be read ({error}); give a Jinja file in UTF-8.") from error
+
+
+def split(rows: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset | None, str]:
+    """The rows to train on, those to evaluate on, and where the latter come from.
+
+    Raises:
+        DataError: something cannot be read, or is too small to split.
+    """
+    held_out: Dataset | None = None
+    origin = "evaluation"
+    if options.eval_dataset_name is not None:
+        name = options.dataset_test_split or held_out_split(options.eval_dataset_name) or options.dataset_train_split
+        held_out = read(options.eval_dataset_name, name, texts=listed(options.text_columns))
+    else:
+        found = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config)
+        if found is not None:
+            held_out = read(options.dataset_name, found, options.dataset_config, listed(options.text_columns))
+    if held_out is None and options.eval_share != 0.0:
+        if not 0.0 < options.eval_share < 1.0:
+            raise SettingError(f"--eval_share {options.eval_share}: give a share of the rows between 0 and 1; 0 evaluates on none.")
+        if len(rows) < 2:
+            raise DataError("A single row cannot be split into training and evaluation; give more rows, or --eval_share 0.")
+        parts = rows.train_test_split(test_size=max(1, round(options.eval_share * len(rows))), seed=seed)
+        rows, held_out, origin = parts["train"], parts["test"], "training"
+    if held_out is not None:
+        held_out = _some(held_out, options.max_eval_samples, seed)
+    return _some(rows, options.max_train_samples, seed), held_out, origin
+
+
+def _some(rows: Dataset, count: int | None, seed: int) -> Dataset:
+    return rows if count is None or count >= len(rows) else rows.shuffle(seed=seed).select(range(count))
+
+
+def describe(trainer: Trainer, prepared: Prepared, method: Method) -> None:
+    """Say what is about to be trained."""
+    model, base, total = prepared.model, prepared.base, prepared.ranks
+    adapter = paring.snapshot(model)
+    say(
+        f"model: {method.about.title} on {len(adapter.modules)} modules, {total} ranks, {adapter.parameters:,} adapter parameters"
+        + (f", {adapter.head_parameters:,} in a {'new' if base.new_head else 'found'} head" if adapter.heads else "")
+        + f"; {trainer.args.device.type}{', bf16' if trainer.args.bf16 else ', fp16' if trainer.args.fp16 else ''}"
+    )

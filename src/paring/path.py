@@ -99,6 +99,7 @@ def descend(
     resume: bool = False,
     adapter: str = "default",
     settings: Mapping[str, Any] | None = None,
+    write: Callable[[Path], object] | None = None,
     writes: bool = True,
 ) -> Walked:
     """Walk down with a training of your own; for the rest see :func:`pare`.
@@ -114,9 +115,10 @@ def descend(
         resume: go on with the family in the folder.
         adapter: the adapter that is trained.
         settings: what else the stages depend on, as plain data; a walk with others does not go on from them.
+        write: exports a stage's adapter into a folder that may be there; by default :func:`paring.export` does.
         writes: whether this process writes.
     """
-    about = {"method": method_of(model, adapter).encode(), "targets": sorted(slots(model, adapter)), "descent": descent.encode()}
+    about = {"method": method_of(model, adapter).encode(), "targets": sorted(slots(model, adapter)), "descent": descent.lasting}
 
     def onward(stages: Sequence[Stage]) -> float | None:
         return None if given_up(stages, tolerance) else descent.goal(model, stages, adapter)
@@ -128,7 +130,9 @@ def descend(
         return export(model, place, adapter=adapter, overwrite=True)
 
     onward(())  # An adapter that cannot be made smaller is refused before there is a folder.
-    family = Family(Path(folder), model, {**about, **(settings or {})}, export_stage, resume=resume, adapter=adapter, writes=writes)
+    family = Family(
+        Path(folder), model, {**about, **(settings or {})}, write or export_stage, resume=resume, adapter=adapter, writes=writes
+    )
     found = walk(model, onward, enter, train_stage, evaluate, adapter=adapter, store=family)
     if tolerance is None:
         return Walked(stages=found, chosen=None, floor=None, folder=family.folder)

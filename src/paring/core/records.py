@@ -48,6 +48,55 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageRecord:
+    """One stage of a path from the full adapter to smaller ones.
+
+    Attributes:
+        goal: what it was trained under: the most parameters, or a penalty.
+        parameters: of the adapter after it.
+        live_ranks: ranks over all modules after it.
+        train: the metric on a sample of the training rows, larger is better.
+        held_out: the same on rows that were not trained on, and by which the adapter is chosen.
+        error: its standard error; ``None`` if unknown.
+        memorization, generalization: ``train`` and ``held_out`` in percent of those of the first stage.
+        seconds: wall time of its training.
+        metrics: on the rows that the run is evaluated on.
+        folder: where its adapter is, in the run's folder; ``None`` if it has none.
+    """
+
+    goal: float
+    parameters: int
+    live_ranks: int
+    train: float
+    held_out: float
+    error: float | None
+    memorization: float
+    generalization: float
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    folder: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathRecord:
+    """A path from the full adapter to smaller ones.
+
+    Attributes:
+        metric: what ``train`` and ``held_out`` of the stages are.
+        stages: the first is the training in full.
+        tolerance: as it was given; ``None`` if nothing was to be chosen.
+        floor: the lowest ``held_out`` inside the tolerance.
+        chosen: index of the smallest stage inside.
+    """
+
+    metric: str
+    stages: tuple[StageRecord, ...]
+    tolerance: str | None = None
+    floor: float | None = None
+    chosen: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a report shows and that a repetition needs.
 
@@ -71,6 +120,7 @@ class RunRecord:
         main_metric: the key of ``metrics`` to look at first; ``None`` lets the report choose.
         base_parameters: entries of the frozen base model, if known.
         start_bytes: size that the adapter file would have with every rank of the start, in the same data type, if known.
+        path: the stages that led to the adapter, where there was more than one.
     """
 
     title: str
@@ -91,6 +141,7 @@ class RunRecord:
     main_metric: str | None = None
     base_parameters: int | None = None
     start_bytes: int | None = None
+    path: PathRecord | None = None
 
     @property
     def start_ranks(self) -> int:
@@ -136,6 +187,9 @@ class RunRecord:
         try:
             data["history"] = tuple(Point(**point) for point in data["history"])
             data["modules"] = tuple(ModuleRecord(**module) for module in data["modules"])
+            if data.get("path") is not None:
+                stages = tuple(StageRecord(**stage) for stage in data["path"]["stages"])
+                data["path"] = PathRecord(**{**data["path"], "stages": stages})
             return cls(**data)
         except (KeyError, TypeError) as error:
             raise DataError(f"The run record is incomplete: {error}.") from error

@@ -1,4 +1,4 @@
-"""Small charts over the steps of a run: parameters, lambda, loss, metrics; several runs share a chart."""
+"""Small charts over the steps of a run: parameters, lambda, loss, metrics; several runs share one. And the frontier of a path."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Literal
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from matplotlib.transforms import Transform
 
 from paring.core.records import Point, RunRecord
 from paring.report.drawing import DASHES, SERIES, canvas, ink, themed
 from paring.report.series import BOOKKEEPING, Series, keys, merged, series
-from paring.report.words import count, metric_name, number, sentence_case, shorten
+from paring.report.words import brief_count, count, metric_name, number, sentence_case, shorten
 
 MOST_CHARTS = 24
 
@@ -53,12 +53,16 @@ class Chart:
         curves: one or more.
         from_zero: the vertical axis starts at 0.
         start: a level to compare with, drawn as a thin line.
+        level: what that level is called.
+        across: what the horizontal axis shows; parameters are spread by their logarithm.
     """
 
     title: str
     curves: tuple[Series, ...]
     from_zero: bool = False
     start: float | None = None
+    level: str = "at the start"
+    across: Literal["step", "parameters"] = "step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,23 @@ def charts(record: RunRecord) -> list[Chart]:
         start = float(record.start_parameters) if key == "live_parameters" else None
         result.append(_chart(key, (series(history, key, label=_title(key)),), start))
     return result[:MOST_CHARTS]
+
+
+def frontier(record: RunRecord) -> Chart | None:
+    """The metric against the parameters, stage by stage; ``None`` for a run that had none."""
+    if record.path is None:
+        return None
+    # Smallest first; of stages of one size the later.
+    sizes = {stage.parameters: stage for stage in record.path.stages if stage.parameters}
+    stages = [sizes[size] for size in sorted(sizes)]
+    if not stages:
+        return None
+    steps = tuple(stage.parameters for stage in stages)
+    held_out = Series(label="held-out rows", steps=steps, values=tuple(stage.held_out for stage in stages), style=1)
+    train = Series(label="training rows", steps=steps, values=tuple(stage.train for stage in stages))
+    title = f"{sentence_case(metric_name(record.path.metric))} against parameters"
+    floor = record.path.floor
+    return Chart(title=title, curves=(held_out, train), start=floor, level="lowest inside the tolerance", across="parameters")
 
 
 def charts_of_many(records: Sequence[RunRecord], labels: Sequence[str]) -> list[Chart]:
@@ -154,10 +175,11 @@ def describe(chart: Chart) -> str:
     """The chart in words: each curve with its steps and values."""
     sentences = []
     for curve in chart.curves:
-        span = f"steps {count(curve.steps[0])} to {count(curve.steps[-1])}" if len(curve.steps) > 1 else f"step {count(curve.steps[0])}"
+        one, many = ("step ", "steps ") if chart.across == "step" else ("parameters ", "parameters ")
+        span = f"{many}{count(curve.steps[0])} to {count(curve.steps[-1])}" if len(curve.steps) > 1 else f"{one}{count(curve.steps[0])}"
         sentences.append(f"{shorten(curve.label, 80)}, {span}: {summarise(curve).replace('→', 'to')}.")
     if chart.start is not None:
-        sentences.append(f"At the start: {number(chart.start)}.")
+        sentences.append(f"{sentence_case(chart.level)}: {number(chart.start)}.")
     return " ".join(sentences)
 
 
@@ -183,7 +205,7 @@ def draw(chart: Chart, key: str) -> Drawn:
     named = [] if single and chart.curves[0].label == chart.title else chart.curves
     entries = [(curve.label, "" if single else _ends(curve), _colour(curve), _dashes(curve)) for curve in named]
     if chart.start is not None:
-        entries.append(("at the start", number(chart.start), 0, "2 2"))
+        entries.append((chart.level, number(chart.start), 0, "2 2"))
     return Drawn(
         title=chart.title,
         svg=svg,
@@ -276,20 +298,27 @@ def _frame(axes: Axes, chart: Chart, vertical: _Vertical) -> None:
     axes.set_ylim(vertical.bottom, vertical.ceiling)
     steps = [step for curve in chart.curves for step in curve.steps]
     first, last = min(steps), max(steps)
-    margin = 0.02 * (last - first) or 1.0
-    axes.set_xlim(first - margin, last + margin)
+    if chart.across == "parameters":
+        axes.set_xscale("log")
+        margin = (last / first) ** 0.02 if last > first else 2.0
+        axes.set_xlim(first / margin, last * margin)
+    else:
+        margin = 0.02 * (last - first) or 1.0
+        axes.set_xlim(first - margin, last + margin)
     # Lines and words in place of matplotlib's axes: these take most of the time and bring nothing else.
     for tick, label in zip(vertical.ticks, vertical.labels, strict=True):
         axes.axhline(tick, color=ink("rule"), linewidth=1, zorder=1)
         _write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
     if vertical.offset:
         _write(axes, (0, 1), (0, 8), f"add {vertical.offset}", axes.transAxes, "left", "center_baseline")
-    for tick, label in _steps(first, last, axes.bbox.width):
+    ticks = _sizes(first, last, axes.bbox.width) if chart.across == "parameters" else _steps(first, last, axes.bbox.width)
+    for tick, label in ticks:
         # What would stand out of the drawing on the right is moved in.
         over = axes.transData.transform((tick, 0.0))[0] + _DIGIT * len(label) / 2 - _WIDTH
         _write(axes, (tick, 0), (min(0.0, -over), -6), label, axes.get_xaxis_transform(), "center", "top")
     axes.axhline(vertical.bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
-    _write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
+    if chart.across == "step":
+        _write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
     if not any(curve.finite for curve in chart.curves) and chart.start is None:
         _write(axes, (0.5, 0.5), (0, 0), "no finite value", axes.transAxes, "center", "center")
 
@@ -302,6 +331,22 @@ def _steps(first: int, last: int, width: float) -> list[tuple[float, str]]:
         if _DIGIT * sum(len(label) + 1 for label in labels) <= width:
             break
     return list(zip(ticks, labels, strict=True))
+
+
+def _sizes(first: int, last: int, width: float) -> list[tuple[float, str]]:
+    """Ticks over a logarithmic axis with their labels: at 1, 2 and 5 times powers of ten, or fewer where these would touch."""
+    ticks: list[float] = []
+    for subs in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
+        ticks = [tick for tick in LogLocator(subs=subs, numticks=20).tick_values(first, last) if first <= tick <= last]
+        if _DIGIT * sum(len(label) + 2 for label in map(_brief, ticks)) <= width:
+            break
+    # A span between two powers of ten has its own ends.
+    ticks = ticks or [float(first), float(last)][: 1 if first == last else 2]
+    return [(tick, _brief(tick)) for tick in ticks]
+
+
+def _brief(size: float) -> str:
+    return f"{size / 1000:g}k" if 1000 <= size < 10**6 else brief_count(round(size))
 
 
 def _write(

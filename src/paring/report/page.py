@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from paring.core.errors import DataError
 from paring.core.records import RunRecord
 from paring.report import tables
-from paring.report.curves import MOST_CHARTS, Drawn, charts, charts_of_many, draw
+from paring.report.curves import MOST_CHARTS, Drawn, charts, charts_of_many, draw, frontier
 from paring.report.drawing import SERIES
 from paring.report.heatmap import HeatMap, heat_map
 from paring.report.series import BOOKKEEPING
@@ -72,6 +72,7 @@ class Run:
         kinds, modules, sizes: tables that every run has.
         files, metrics: tables; ``None`` if there are none.
         settings, environment: tables of all that is needed to repeat the run.
+        stages, frontier: the stages of a path, and their metric against their size; ``None`` for a run that had none.
     """
 
     key: str
@@ -90,6 +91,8 @@ class Run:
     metrics: Table | None
     settings: tuple[Table, ...]
     environment: tuple[Table, ...]
+    stages: Table | None = None
+    frontier: Drawn | None = None
 
 
 def render(record: RunRecord) -> str:
@@ -157,6 +160,7 @@ def _run(record: RunRecord, label: str, key: str) -> Run:
         tables.plain_table(record.versions, f"{key}-versions", "Versions", ("Package", "Version")),
         tables.plain_table(record.machine, f"{key}-machine", "Machine", ("Property", "Value")),
     )
+    chart = frontier(record)
     return Run(
         key=key,
         label=label,
@@ -174,6 +178,8 @@ def _run(record: RunRecord, label: str, key: str) -> Run:
         metrics=tables.metrics_table(record, f"{key}-metrics") if record.metrics else None,
         settings=tuple(table for table in settings if table is not None),
         environment=tuple(table for table in environment if table is not None),
+        stages=tables.stages_table(record, f"{key}-stages"),
+        frontier=None if chart is None else draw(chart, f"{key}-frontier"),
     )
 
 

@@ -102,6 +102,45 @@ def modules_table(record: RunRecord, key: str) -> Table:
     return Table(key=key, caption=f"Adapted modules ({count(len(rows))})", columns=columns, rows=rows, tall=len(rows) > 24)
 
 
+def stages_table(record: RunRecord, key: str) -> Table | None:
+    """The stages of a path; ``None`` for a run that had none."""
+    path = record.path
+    if path is None:
+        return None
+    others = list(dict.fromkeys(name for stage in path.stages for name in stage.metrics if name not in BOOKKEEPING))[:1]
+    rows = []
+    for index, stage in enumerate(path.stages):
+        inside = path.floor is None or index == 0 or stage.held_out >= path.floor
+        word = "chosen" if index == path.chosen else "" if path.floor is None else "inside" if inside else "outside"
+        rows.append(
+            (
+                _cell(f"{index}, {word}" if word else str(index)),
+                _cell(count(stage.parameters)),
+                _cell(count(stage.live_ranks)),
+                _cell(number(stage.train)),
+                _cell(number(stage.held_out) + (f" ± {number(stage.error)}" if stage.error is not None else "")),
+                _cell(f"{stage.memorization:.1f}"),
+                _cell(f"{stage.generalization:.1f}"),
+                *(_cell(number(stage.metrics[name]) if name in stage.metrics else NOTHING) for name in others),
+                _cell(duration(stage.seconds)),
+            )
+        )
+    metric = metric_name(path.metric)
+    columns = (
+        ("Stage", False),
+        ("Parameters", True),
+        ("Ranks", True),
+        (f"{sentence_case(metric)}, training rows", True),
+        (f"{sentence_case(metric)}, held-out rows", True),
+        ("Memorization", True),
+        ("Generalization", True),
+        *((f"{sentence_case(metric_name(name))}, evaluation", True) for name in others),
+        ("Training time", True),
+    )
+    asked = f" (tolerance {path.tolerance})" if path.tolerance else ""
+    return Table(key=key, caption=f"Stages of the path{asked}", columns=columns, rows=tuple(rows))
+
+
 def sizes_table(record: RunRecord, key: str) -> Table:
     """Parameters and adapter file at the start and at the end."""
     start, end, heads = record.start_parameters, record.parameters, record.head_parameters

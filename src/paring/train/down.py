@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -30,6 +30,11 @@ class Descent(Coded):
         Raises:
             SettingError: the adapter is not of a kind that can be made smaller so.
         """
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """What stages that are there already depend on, as plain data."""
+        return self.encode()
 
     @abstractmethod
     def enter(self, model: nn.Module, goal: float, adapter: str) -> None:
@@ -56,6 +61,11 @@ class Halve(Descent):
     def __post_init__(self) -> None:
         number("factor", self.factor, low=1.0, open_low=True)
         positive_int("stages", self.stages)
+
+    @property
+    def lasting(self) -> dict[str, Any]:
+        """All but how many stages there will be, which a walk that goes on may change."""
+        return {key: value for key, value in self.encode().items() if key != "stages"}
 
     def goal(self, model: nn.Module, stages: Sequence[Stage], adapter: str) -> float | None:
         """The most parameters; none if they would not pay for a single rank."""
@@ -110,7 +120,10 @@ def ordered(model: nn.Module, adapter: str = "default") -> dict[str, Ordered]:
     """
     found = {path: slot for path, slot in slots(model, adapter).items() if isinstance(slot, Ordered)}
     if not found:
-        raise SettingError("Only an adapter of method spectral is cut from stage to stage; attach Spectral(budget=Share(share=1.0)).")
+        raise SettingError(
+            "Only an adapter of method spectral, Spectral(budget=Share(share=1.0)), is cut from stage to stage; one with gates, of method "
+            "sora, is made smaller by ascending penalties, Rise(penalties=...) or --penalties."
+        )
     for slot in found.values():
         start = sum(each.cost * each.A.shape[0] for each in found.values())
         if slot.update.budget.parameters(start) < start:

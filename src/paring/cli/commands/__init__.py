@@ -5,6 +5,7 @@ from paring.cli.flags import Command
 
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
+    train.PATH,
     export.COMMAND,
     inspect.COMMAND,
     verify.COMMAND,

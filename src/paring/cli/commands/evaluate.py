@@ -37,7 +37,7 @@ def run(options: Options) -> int:
     import torch
 
     from paring.cli.console import calm_libraries, say
-    from paring.cli.data.encode import columns_of, for_language, labels_of, row_numbers, texts_of
+    from paring.cli.data.encode import columns_of, for_language, labelled, row_numbers
     from paring.cli.data.metrics import score
     from paring.cli.data.read import ROW, held_out_split, read
     from paring.cli.data.task import columns_for
@@ -62,11 +62,9 @@ def run(options: Options) -> int:
             check_chat(trained.tokenizer, options.adapter)
         metrics = language_scores(trained.joined(), for_language(rows, task, trained.tokenizer, "evaluation"), limit)
     else:
-        columns, at = columns_of(rows, task, "evaluation"), row_numbers(rows)
         if trained.kind == "classification":
-            _check_known(task, columns[-1], at)
-        labels = labels_of(task, columns[-1], "evaluation", at)
-        texts = [texts_of(column, name, "evaluation", at) for column, name in zip(columns, task.texts, strict=False)]
+            _check_known(task, columns_of(rows, task, "evaluation")[-1], row_numbers(rows))
+        texts, labels = labelled(rows, task, "evaluation")
         scores = logits(trained.joined(), trained.tokenizer, texts, limit, options.batch_size)
         metrics = score(trained.kind, scores.numpy(), torch.tensor(labels).numpy())
     print(json.dumps({"rows": len(rows), **metrics}, indent=2))

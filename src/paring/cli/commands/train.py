@@ -27,14 +27,39 @@ NOT_REPEATED = frozenset({"resume_from_checkpoint", "overwrite"})
 
 def fill(parser: ArgumentParser, argv: Sequence[str]) -> None:
     """The options of a run, and the settings of the method that the command line names."""
+    _fill(parser, argv, path=bool(peek(argv, "tolerance")))
+
+
+def fill_path(parser: ArgumentParser, argv: Sequence[str]) -> None:
+    """The same for a run that ends in a family of adapters."""
+    _fill(parser, argv, path=True)
+
+
+def _fill(parser: ArgumentParser, argv: Sequence[str], *, path: bool) -> None:
     add(parser, TrainOptions)
-    method, source = _asked(argv)
+    method, source = _asked(argv, path=path)
     parser.set_defaults(method=method)
-    add_settings(parser, method, TAKEN, starting_method(method, source) if source else None)
+    start = starting_method(method, source) if source else None
+    if path and method == BUDGETED and start is None and not peek(argv, "budget"):
+        from paring.methods.spectral import Spectral
+        from paring.parts.allocate.budget import Share
+
+        # A path begins with all parameters.
+        start = Spectral(budget=Share(share=1.0))
+    add_settings(parser, method, TAKEN, start)
 
 
 def run(values: Namespace) -> int:
-    """Train."""
+    """Train; with a tolerance, walk down to the smallest adapter inside it."""
+    return _run(values, path=values["tolerance"] is not None)
+
+
+def run_path(values: Namespace) -> int:
+    """Walk down."""
+    return _run(values, path=True)
+
+
+def _run(values: Namespace, *, path: bool) -> int:
     options = take(TrainOptions, values)
     source = options.adapter.init_adapter
     start = starting_method(options.adapter.method, source) if source else None
@@ -42,11 +67,13 @@ def run(values: Namespace) -> int:
     # After the options are known to be right: these imports take seconds.
     from paring.cli.console import calm_libraries
     from paring.cli.run.attempt import Stopped
+    from paring.cli.run.descent import fit_path
     from paring.cli.run.fit import fit
     from paring.cli.run.hub import push
 
     calm_libraries()
-    outcome = fit(options, method, command_line(options, method))
+    words = command_line(options, method, "path" if path and options.path.tolerance is None else "train")
+    outcome = fit_path(options, method, words) if path else fit(options, method, words)
     if isinstance(outcome, Stopped):
         return outcome.status
     summarise(outcome)
@@ -55,15 +82,15 @@ def run(values: Namespace) -> int:
     return 0
 
 
-def _asked(argv: Sequence[str]) -> tuple[str, str | None]:
+def _asked(argv: Sequence[str], *, path: bool = False) -> tuple[str, str | None]:
     default = next(default_of(item) for item in dataclasses.fields(AdapterOptions) if item.name == "method")
-    # Who gives a budget and no method wants what keeps to it.
-    return peek(argv, "method") or (BUDGETED if peek(argv, "budget") else default), peek(argv, "init_adapter")
+    # Who gives a budget or a tolerance and no method wants what keeps to it.
+    return peek(argv, "method") or (BUDGETED if path or peek(argv, "budget") else default), peek(argv, "init_adapter")
 
 
-def command_line(options: TrainOptions, method: Method) -> str:
+def command_line(options: TrainOptions, method: Method, command: str = "train") -> str:
     """The command that repeats the run: every flag that differs from its default, and all settings of the method."""
-    words = ["paring", "train"]
+    words = ["paring", command]
     for group in dataclasses.fields(TrainOptions):
         part = vars(options)[group.name]
         for item in dataclasses.fields(part):
@@ -95,10 +122,16 @@ def summarise(outcome: Finished) -> None:
     lines["ranks"] = f"{record.live_ranks} of {record.start_ranks} left ({record.live_ranks / max(record.start_ranks, 1):.0%})"
     lines["adapter parameters"] = f"{record.parameters:,} (plain LoRA: {record.start_parameters:,})"
     lines["training time"] = f"{record.seconds:.0f} s"
-    lines["adapter"] = str(outcome.folder / "adapter")
+    if record.path is not None:
+        lines["family"] = str(outcome.folder / "family")
+    if record.files:
+        lines["adapter"] = str(outcome.folder / "adapter")
     lines["report"] = str(outcome.folder / "report.html")
     for name, value in lines.items():
         print(f"{name:<20}{value}")
 
 
 COMMAND = Command(name="train", summary="fine-tune a model and let each module find its rank", fill=fill, run=run)
+PATH = Command(
+    name="path", summary="train, then walk down to ever smaller adapters: a family, and its frontier", fill=fill_path, run=run_path
+)

@@ -22,9 +22,7 @@ def for_head(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_
     Raises:
         DataError: a column is missing, a text is null, or a label does not fit the task.
     """
-    columns, at = columns_of(rows, task, where), row_numbers(rows)
-    labels = labels_of(task, columns[-1], where, at)
-    texts = [texts_of(column, name, where, at) for column, name in zip(columns, task.texts, strict=False)]
+    texts, labels = labelled(rows, task, where)
 
     def tokenise(batch: Mapping[str, list[str]]) -> Mapping[str, Any]:
         encoded: Mapping[str, Any] = tokenizer(*(batch[name] for name in fields), truncation=True, max_length=max_length)
@@ -33,6 +31,17 @@ def for_head(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_
     fields = ["first", "second"][: len(texts)]
     table = Dataset.from_dict({**dict(zip(fields, texts, strict=True)), "labels": labels})
     return table.map(tokenise, batched=True, remove_columns=fields)
+
+
+def labelled(rows: Dataset, task: Task, where: str) -> tuple[list[list[str]], list[int] | list[float]]:
+    """The columns of texts, and the labels.
+
+    Raises:
+        DataError: a column is missing, a text is null, or a label does not fit the task.
+    """
+    columns, at = columns_of(rows, task, where), row_numbers(rows)
+    labels = labels_of(task, columns[-1], where, at)
+    return [texts_of(column, name, where, at) for column, name in zip(columns, task.texts, strict=False)], labels
 
 
 def for_language(rows: Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, where: str) -> Dataset:

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, TrainingArguments
 from paring.cli.data.metrics import FIRST, METRICS, SMALLER_IS_BETTER
 from paring.cli.data.task import Kind, Task
 from paring.cli.flags import listed
-from paring.cli.run.options import TrainOptions
+from paring.cli.run.options import TrainingOptions, TrainOptions
 from paring.core.errors import SettingError, near
 
 HEAD_LENGTH = 256
@@ -55,8 +55,6 @@ def arguments(
             f"--metric_for_best_model {metric}: this task has no such metric.{near(metric, known_metrics)} "
             f"It has {', '.join(known_metrics)}."
         )
-    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / per_step * training.num_train_epochs)
     given: dict[str, Any] = {
         "output_dir": options.output.output_dir,
         "learning_rate": training.learning_rate,
@@ -80,7 +78,7 @@ def arguments(
         "save_strategy": saving,
         "save_steps": watch.save_steps or watch.eval_steps or 500,
         "save_total_limit": watch.save_total_limit,
-        "logging_steps": watch.logging_steps or min(10, max(1, steps // 20)),
+        "logging_steps": watch.logging_steps or logged_every(training, rows),
         "load_best_model_at_end": best,
         "metric_for_best_model": metric if best else None,
         "greater_is_better": metric.removeprefix("eval_") not in SMALLER_IS_BETTER if best else None,
@@ -114,6 +112,13 @@ def arguments(
     except (ValueError, TypeError, ImportError) as error:
         first = str(error).strip().splitlines()
         raise SettingError(f"These training options do not go together: {first[0] if first else error}") from error
+
+
+def logged_every(training: TrainingOptions, rows: int) -> int:
+    """Steps between log lines: 10, or fewer in a training so short that there would be less than 20 lines."""
+    per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(rows / per_step * training.num_train_epochs)
+    return min(10, max(1, steps // 20))
 
 
 def length_limit(asked: int | None, kind: Kind, tokenizer_limit: int, config: PretrainedConfig) -> int:

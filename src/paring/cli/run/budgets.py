@@ -1,11 +1,14 @@
-"""A budget as people write one: 40k parameters, 30% of the start, 2MB on disk."""
+"""A budget as people write one: 40k parameters, 30% of the start, 2MB on disk; and a tolerance: 1se, 0.5%."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paring.core.errors import SettingError
+
+if TYPE_CHECKING:
+    from paring.train.tolerance import Tolerance
 
 _WRITTEN = re.compile(r"\s*(?P<number>\d[\d_]*(?:\.\d+)?(?:e\d+)?|\.\d+)\s*(?P<unit>%|[kMG]?i?B|[kKMG])?\s*", re.ASCII)
 _THOUSANDS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
@@ -36,3 +39,21 @@ def written(text: str, each: int) -> dict[str, Any] | None:
     if count < 1:
         raise SettingError(f"--budget {text}: that is nothing; give a number of parameters (40k), a share (30%) or bytes (2MB).")
     return {"name": "bytes", "count": count, "each": each} if unit.endswith("B") else {"name": "parameters", "count": count}
+
+
+_TOLERATED = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>%|se)\s*", re.ASCII)
+
+
+def tolerated(text: str) -> Tolerance:
+    """The tolerance that is written as ``0.5%`` of the metric, or as ``1se``, one standard error of it.
+
+    Raises:
+        SettingError: it is written otherwise.
+    """
+    from paring.train.tolerance import StandardErrors, Within
+
+    found = _TOLERATED.fullmatch(text)
+    if found is None:
+        raise SettingError(f"--tolerance {text}: give 1se, one standard error of the metric on the held-out rows, or 0.5%, a share of it.")
+    number = float(found["number"])
+    return Within(share=number / 100) if found["unit"] == "%" else StandardErrors(count=number)

@@ -83,6 +83,27 @@ def exported_step(trainer: Trainer) -> int:
     return state.global_step if best is None else best
 
 
+def export_adapter(
+    options: TrainOptions, prepared: Prepared, command: str, place: Path, *, overwrite: bool, metrics: Mapping[str, float] | None = None
+) -> Path:
+    """Export the model's adapter as the options ask for.
+
+    Raises:
+        ExportError: no rank is left, or the disk is full.
+    """
+    dtype = DTYPES[options.output.export_dtype]
+    return paring.export(
+        prepared.model,
+        place,
+        layout=options.output.layout,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        overwrite=overwrite,
+        tokenizer=prepared.base.tokenizer,
+        command=command,
+        metrics=metrics,
+    )
+
+
 def finish(
     options: TrainOptions,
     prepared: Prepared,
@@ -110,20 +131,11 @@ def finish(
         ExportError: no rank is left, or the disk is full.
     """
     folder, model, main = Path(options.output.output_dir), prepared.model, FIRST[prepared.task.kind]
-    dtype = DTYPES[options.output.export_dtype]
     adapter, failed = None, None
     try:
         if exports:
-            adapter = paring.export(
-                model,
-                folder / ADAPTER,
-                layout=options.output.layout,
-                dtype=dtype if isinstance(dtype, torch.dtype) else None,
-                overwrite=options.output.overwrite or options.output.resume_from_checkpoint is not None,
-                tokenizer=prepared.base.tokenizer,
-                command=command,
-                metrics=metrics,
-            )
+            overwrite = options.output.overwrite or options.output.resume_from_checkpoint is not None
+            adapter = export_adapter(options, prepared, command, folder / ADAPTER, overwrite=overwrite, metrics=metrics)
     except ExportError as error:
         failed = error
     record = complete(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from paring.cli.flags import option
@@ -119,6 +119,22 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PathOptions:
+    """Path to a smaller adapter: after the training in full, stages that each begin with half of the parameters."""
+
+    tolerance: str | None = option(
+        "export the smallest adapter that gives up no more: 1se (one standard error of the metric) or 0.5% (of the metric)", default=None
+    )
+    stages: int = option("stages after the training in full, at most", default=8)
+    stage_share: float = option("length of each of these stages, as a share of the training in full", default=0.25)
+    stage_factor: float = option("each may have so many times fewer parameters than the one before", default=2.0)
+    penalties: str | list[float] | None = option(
+        "ascending penalties, one for each stage, in place of cuts: SoRA's Algorithm 1 (--method sora)", default=None
+    )
+    choose_share: float = option("share of the training rows, drawn by the seed, that are held out to choose by", default=0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """All options of a run, by group; the method's own settings come on top."""
 
@@ -128,3 +144,4 @@ class TrainOptions:
     training: TrainingOptions
     watch: WatchOptions
     output: OutputOptions
+    path: PathOptions = field(default_factory=PathOptions)

@@ -14,6 +14,7 @@ from paring.exchange.layout import CONFIG, SIDE
 ADAPTER = "adapter"
 RUN = "run.json"
 REPORT = "report.html"
+FAMILY = "family"
 
 
 def check_output(folder: Path, *, overwrite: bool, resumes: bool) -> None:
@@ -51,7 +52,7 @@ def set_aside(folder: Path) -> Path | None:
     Returns:
         That folder; ``None`` if there was nothing.
     """
-    found = [*checkpoints(folder), *(folder / name for name in (RUN, REPORT) if (folder / name).exists())]
+    found = [*checkpoints(folder), *(folder / name for name in (RUN, REPORT, FAMILY) if (folder / name).exists())]
     if not found:
         return None
     number = 1

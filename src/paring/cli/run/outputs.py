@@ -68,20 +68,43 @@ def logits(
 
 
 @torch.inference_mode()
+def language_losses(model: nn.Module, rows: Dataset, max_length: int, batch_size: int = 1) -> tuple[Tensor, Tensor]:
+    """The summed loss of the tokens that count, and their number, of each row, ``(n,)``, float64.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        rows: with ``input_ids`` and ``labels``.
+        max_length: tokens a row is cut at.
+        batch_size: rows at a time; rows of like length go together, padded on the right. One at a time nothing is padded.
+    """
+    device = device_of(model)
+    cut = [tuple(torch.tensor(row[name][:max_length]) for name in ("input_ids", "labels")) for row in rows]
+    losses, tokens = torch.zeros(len(cut), dtype=torch.float64), torch.zeros(len(cut), dtype=torch.float64)
+    order = sorted(range(len(cut)), key=lambda row: len(cut[row][0]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, labels = (
+            nn.utils.rnn.pad_sequence([cut[row][part] for row in chosen], batch_first=True, padding_value=filler).to(device)
+            for part, filler in ((0, 0), (1, IGNORED))
+        )
+        lengths = torch.tensor([len(cut[row][0]) for row in chosen], device=device)
+        # The first token is predicted from nothing.
+        wanted = labels[:, 1:]
+        if not bool((wanted != IGNORED).any()):
+            continue
+        mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
+        scores = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        each = nn.functional.cross_entropy(scores.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")
+        losses[chosen], tokens[chosen] = each.double().sum(1).cpu(), (wanted != IGNORED).double().sum(1).cpu()
+    return losses, tokens
+
+
 def language_scores(model: nn.Module, rows: Dataset, max_length: int) -> dict[str, float]:
     """Mean loss of the tokens that count, over all rows, and its exponential, the perplexity; one row at a time, so without padding."""
-    total, tokens = 0.0, 0
-    for row in rows:
-        ids, labels = (torch.tensor([row[name][:max_length]], device=device_of(model)) for name in ("input_ids", "labels"))
-        # The first token is predicted from nothing.
-        counted = int((labels[:, 1:] != IGNORED).sum())
-        if counted:
-            scores = model(input_ids=ids).logits[:, :-1].float()
-            wanted = labels[:, 1:].flatten()
-            total += float(nn.functional.cross_entropy(scores.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum"))
-            tokens += counted
-    loss = total / tokens if tokens else math.nan
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": float(tokens)}
+    losses, tokens = language_losses(model, rows, max_length)
+    total = float(tokens.sum())
+    loss = float(losses.sum()) / total if total else math.nan
+    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "tokens": total}
 
 
 @torch.inference_mode()

@@ -96,9 +96,10 @@ def descent(options: TrainOptions) -> Descent:
     if given is None:
         return Halve(factor=options.path.stage_factor, stages=options.path.stages)
     try:
-        return Rise(penalties=tuple(float(value) for value in (listed(given) if isinstance(given, str) else given) or ()))
+        penalties = tuple(float(value) for value in (listed(given) if isinstance(given, str) else given) or ())
     except ValueError as error:
         raise SettingError(f"--penalties {given}: give numbers, such as 0.1,0.3,0.9.") from error
+    return Rise(penalties=penalties)
 
 
 def asked_to_resume(asked: str | None, folder: Path) -> bool:

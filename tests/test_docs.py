@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 import paring
 from paring.attach.find import layers, slots
@@ -187,6 +187,42 @@ def test_released_page_runs(reader: dict[str, Any]) -> None:
         assert torch.equal(slot.gate, torch.full((8,), 1.0 - 3 * 0.125))
 
 
+@pytest.fixture
+def trainee(reader: dict[str, Any]) -> dict[str, Any]:
+    """What the pages with trainers take for granted beside that."""
+    rows = [{key: value[index] for key, value in batch.items()} for batch in reader["batches"] for index in range(4)]
+    common = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "per_device_train_batch_size": 1}
+
+    def arguments(**given: Any) -> TrainingArguments:
+        return TrainingArguments(**{**common, **given})
+
+    more = {"arguments": arguments, "args": arguments(output_dir=str(reader["folder"] / "out"), max_steps=20), "data": rows, "epochs": 5}
+    return {**reader, **more, "loader": reader["batches"]}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_budget_page_runs(trainee: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The snippets' budget is that of a model of use; the tests' one starts with a few hundred parameters.
+    monkeypatch.setattr("paring.parts.allocate.budget.Parameters.parameters", lambda self, start: self.count // 200)
+    first, second = blocks(ROOT / "docs/budget.md", "python")
+    known = trainee
+    exec(compile(first, "docs/budget.md, block 1", "exec"), known)
+    assert paring.read("adapter").parameters <= 200
+    known["model"] = paring.adapt(copy.deepcopy(known["base_model"]), known["Spectral"](rank=4), task_type="SEQ_CLS")
+    exec(compile(second, "docs/budget.md, block 2", "exec"), known)
+    assert 0 < paring.snapshot(known["model"]).parameters <= sum(slot.cost for slot in slots(known["model"]).values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tolerance_page_runs(trainee: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = run("docs/tolerance.md", trainee)["path"]
+    assert path.chosen is not None
+    assert paring.read("adapter").parameters == path.chosen.parameters
+    assert paring.read(path.adapter(path.stages[1])).parameters <= path.stages[0].parameters // 2
+
+
 def test_table_of_the_operators_is_what_they_compute() -> None:
     text = (ROOT / "docs/released-code.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| t = 0.1", "| `exact`", "| `released`"))]
@@ -244,7 +280,7 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = set(re.findall(r"`(--\w+)", page.read_text())) - {"--max", "--no"}
     helped = ""
     # Other flags of a method's own are shown beside it.
-    for command in ("train", "train --budget 1k", "export", "verify", "predict", "eval", "fuse", "inspect"):
+    for command in ("train", "train --budget 1k", "path", "export", "verify", "predict", "eval", "fuse", "inspect"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}

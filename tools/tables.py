@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,64 @@ def planted(result: Mapping[str, Any]) -> str:
     )
 
 
+def budgets(result: Mapping[str, Any]) -> str:
+    """A row for each model and budget, over starting ranks, rates and seeds."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row["model"], row["share"]), []).append(row)
+    made = rows(
+        (
+            "model",
+            "budget",
+            "runs",
+            "parameters / budget, from",
+            "to",
+            "reached at",
+            "metric",
+            "before the last cut",
+            "after it",
+            "at the end",
+        ),
+        (
+            (
+                model,
+                f"1/{round(1 / share)}",
+                str(len(group)),
+                f"{min(row['of_budget'] for row in group):.3f}",
+                f"{max(row['of_budget'] for row in group):.3f}",
+                f"{max(row['reached'] for row in group):.0%}",
+                result["metric"][model],
+                *(f"{statistics.fmean(row[name] for row in group):.4f}" for name in ("before", "at", "after")),
+            )
+            for (model, share), group in groups.items()
+        ),
+    )
+    return f"{made}\n\n{result['inside']} of {len(result['rows'])} runs end in [0.95, 1.00] of the budget."
+
+
+def path(result: Mapping[str, Any]) -> str:
+    """A row for each task and contestant."""
+    return rows(
+        ("task", "contestant", "parameters", "from", "to", "dev accuracy", "paired difference, points", "time / LoRA r 8", "from", "to"),
+        (
+            (
+                task,
+                row["contestant"],
+                f"{statistics.fmean(row['parameters']):,.0f}",
+                f"{min(row['parameters']):,}",
+                f"{max(row['parameters']):,}",
+                f"{100 * row['mean']:.2f} ± {100 * (statistics.stdev(row['dev']) if len(row['dev']) > 1 else 0.0):.2f}",
+                f"{row['paired_difference_points']:+.2f}",
+                f"{statistics.fmean(row['cost']):.2f}",
+                f"{min(row['cost']):.2f}",
+                f"{max(row['cost']):.2f}",
+            )
+            for task, table in result["tables"].items()
+            for row in table
+        ),
+    )
+
+
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
@@ -192,6 +251,8 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "memory-gpu": memory,
     "attach": attach,
     "planted": planted,
+    "budgets": budgets,
+    "path": path,
 }
 
 

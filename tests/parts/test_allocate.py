@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paring.core.errors import SettingError
 from paring.parts.allocate.budget import Budget, Bytes, Parameters, Share
+from paring.parts.allocate.knee import knee
 from paring.parts.allocate.spectral import allocate
 
 
@@ -85,3 +86,40 @@ def test_none_at_all() -> None:
     assert allocate([], [], 5) == []
     with pytest.raises(SettingError, match="at least 0"):
         allocate([torch.ones(1)], [1], -1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_knee_is_the_point_farthest_above_the_chord(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    given, costs = spectra(generator, ranks=6, modules=5), [3, 5, 8, 8, 13]
+    ranks = sorted(((float(s) ** 2 / cost, cost) for values, cost in zip(given, costs, strict=True) for s in values), reverse=True)
+    whole, energy = sum(cost for _, cost in ranks), sum(score * cost for score, cost in ranks)
+    above, size, held = {0: 0.0}, 0, 0.0
+    for score, cost in ranks:
+        size, held = size + cost, held + score * cost
+        above[size] = held / energy - size / whole
+    assert knee(given, costs) == max(above, key=lambda size: above[size])
+
+
+@pytest.mark.parametrize("rank", [6, 8, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_knee_finds_what_stands_out_of_noise(rank: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    planted = [0, 0, 1, 2, 4, 1, 2, 0]
+    costs = [2 * 96, 96 + 384, 384 + 96] * 3
+    given = []
+    for count, cost in zip(planted, costs, strict=False):
+        signal = 1.0 + 0.5 * torch.rand(count, generator=generator)
+        noise = 0.3 * torch.rand(rank - count, generator=generator)
+        # Shuffled: the order says nothing.
+        given.append(torch.cat([signal, noise])[torch.randperm(rank, generator=generator)] * cost**0.5)
+    wanted = sum(count * cost for count, cost in zip(planted, costs, strict=False))
+    assert knee(given, costs[:8]) == wanted
+
+
+def test_nothing_stands_out_of_what_is_alike() -> None:
+    assert knee([torch.ones(4), torch.ones(2)], [3, 3]) == 0
+    assert knee([torch.full((5,), 0.1), torch.full((3,), 0.1)], [7, 7]) == 0
+    assert knee([torch.zeros(4)], [3]) == 0
+    assert knee([], []) == 0
+    assert knee([torch.tensor([5.0, 0.0, 0.0])], [3]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -24,7 +25,7 @@ from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Share
 from paring.path import Walked, descend, pare
 from paring.train import Halve, ParingCallback, ParingTrainer, Rise, Scores, Stage, StandardErrors, Within, create_optimizer
-from paring.train.down import given_up, shrink
+from paring.train.down import given_up, knee_of, shrink
 from paring.train.family import trained_state
 from paring.train.tolerance import choose
 from tests.train.conftest import Net
@@ -32,6 +33,7 @@ from tests.train.conftest import Net
 Make = Callable[..., Any]
 FULL = Spectral(rank=4, budget=Share(share=1.0))
 # Two modules of 6 x 6: 12 parameters a rank, 96 in all.
+HALVES = Halve(stages=3, knee=False)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def learn(model: Any, steps: int = 3) -> Callable[[int, float], None]:
 
 def walked(model: Any, folder: Path, *values: float, **settings: Any) -> Walked:
     """A walk with a loop of its own."""
-    given: dict[str, Any] = {"tolerance": None, "descent": Halve(stages=3), **settings}
+    given: dict[str, Any] = {"tolerance": None, "descent": HALVES, **settings}
     return descend(model, learn(model), scored(*values), folder=folder, **given)
 
 
@@ -81,7 +83,7 @@ def test_each_stage_has_at_most_half_of_the_one_before_and_starts_from_its_weigh
         begun.append((goal, update(paring.snapshot(model))))
         learn(model)(index, goal)
 
-    found = descend(model, train_stage, scored(0.9, 0.8, 0.7, 0.6), folder=tmp_path / "f", tolerance=None, descent=Halve(stages=3))
+    found = descend(model, train_stage, scored(0.9, 0.8, 0.7, 0.6), folder=tmp_path / "f", tolerance=None, descent=HALVES)
     assert [stage.goal for stage in found.stages] == [96, 48, 24, 12]
     assert [stage.parameters for stage in found.stages] == [96, 48, 24, 12]
     assert found.chosen is None
@@ -93,10 +95,24 @@ def test_each_stage_has_at_most_half_of_the_one_before_and_starts_from_its_weigh
         assert lost == pytest.approx(float(spectra.square().sum() - kept.square().sum()), rel=1e-4)
 
 
+def test_the_sizes_meet_the_knee_of_the_full_adapter(adapted: Make, tmp_path: Path) -> None:
+    model = adapted(Spectral(rank=6, budget=Share(share=1.0)))
+    found = walked(model, tmp_path / "f", *[0.5] * 9, descent=Halve(stages=8))
+    size = knee_of(found.stages[0].adapter)
+    assert 12 <= size < 144
+    goals = [stage.goal for stage in found.stages]
+    assert size in goals[1:]
+    assert goals[1] <= 144 / 2**0.5
+    assert all(later * 2 == earlier for earlier, later in itertools.pairwise(goals[1:]))
+    # Its size does not depend on what the others' sizes are.
+    third = walked(adapted(Spectral(rank=6, budget=Share(share=1.0))), tmp_path / "g", *[0.5] * 9, descent=Halve(factor=3.0, stages=8))
+    assert any(goal == pytest.approx(size) for goal in [stage.goal for stage in third.stages[1:]] + [third.stages[-1].goal / 3])
+
+
 def test_the_walk_ends_where_a_rank_cannot_be_paid_for(adapted: Make, tmp_path: Path) -> None:
-    found = walked(adapted(FULL), tmp_path / "f", *[0.5] * 9, descent=Halve(stages=8))
+    found = walked(adapted(FULL), tmp_path / "f", *[0.5] * 9, descent=Halve(stages=8, knee=False))
     assert [stage.parameters for stage in found.stages] == [96, 48, 24, 12]
-    found = walked(adapted(FULL), tmp_path / "g", *[0.5] * 9, descent=Halve(factor=4.0, stages=8))
+    found = walked(adapted(FULL), tmp_path / "g", *[0.5] * 9, descent=Halve(factor=4.0, stages=8, knee=False))
     assert [stage.parameters for stage in found.stages] == [96, 24]
 
 
@@ -122,7 +138,7 @@ def test_every_stage_is_a_plain_lora_that_answers_as_the_model_did(adapted: Make
         answers.append(model(x=x)["logits"].detach())
         return Scores(train=1.0, validation=1.0)
 
-    found = descend(model, learn(model), evaluate, folder=tmp_path / "f", tolerance=None, descent=Halve(stages=2))
+    found = descend(model, learn(model), evaluate, folder=tmp_path / "f", tolerance=None, descent=Halve(stages=2, knee=False))
     for stage, wanted in zip(found.stages, answers, strict=True):
         torch.manual_seed(0)
         plain = PeftModel.from_pretrained(Net(), found.adapter(stage)).eval()
@@ -131,7 +147,9 @@ def test_every_stage_is_a_plain_lora_that_answers_as_the_model_did(adapted: Make
 
 def test_two_stages_in_a_row_outside_end_the_walk_and_one_does_not(adapted: Make, tmp_path: Path) -> None:
     wide = Spectral(rank=6, budget=Share(share=1.0))
-    found = walked(adapted(wide), tmp_path / "f", 1.0, 0.5, 1.0, 0.5, 0.5, tolerance=Within(share=0.1), descent=Halve(factor=1.5, stages=9))
+    found = walked(
+        adapted(wide), tmp_path / "f", 1.0, 0.5, 1.0, 0.5, 0.5, tolerance=Within(share=0.1), descent=Halve(factor=1.5, stages=9, knee=False)
+    )
     assert [stage.index for stage in found.stages] == [0, 1, 2, 3, 4]
     assert found.chosen is found.stages[2]
 
@@ -193,7 +211,7 @@ def test_a_walk_that_was_cut_off_between_stages_ends_with_the_same_bits(adapted:
             raise Killed
 
     with pytest.raises(Killed):
-        descend(model, dies, scored(0.9, 0.8), folder=tmp_path / "cut", tolerance=None, descent=Halve(stages=3))
+        descend(model, dies, scored(0.9, 0.8), folder=tmp_path / "cut", tolerance=None, descent=HALVES)
     again = adapted(FULL)
     second = walked(again, tmp_path / "cut", 0.7, 0.6, resume=True)
     assert [(one.goal, one.scores) for one in first.stages] == [(one.goal, one.scores) for one in second.stages]
@@ -212,13 +230,13 @@ def test_a_finished_walk_trains_nothing_again_and_may_be_chosen_from_anew(adapte
     def fails(*_: Any) -> Any:
         pytest.fail("trained or scored again")
 
-    found = descend(model, fails, fails, folder=tmp_path / "f", tolerance=Within(share=0.5), descent=Halve(stages=3), resume=True)
+    found = descend(model, fails, fails, folder=tmp_path / "f", tolerance=Within(share=0.5), descent=HALVES, resume=True)
     assert found.chosen is found.stages[3]
     assert paring.snapshot(model).parameters == 12
     # More stages than before are walked on to.
-    wide = walked(adapted(FULL), tmp_path / "g", 0.9, 0.8, descent=Halve(stages=1))
+    wide = walked(adapted(FULL), tmp_path / "g", 0.9, 0.8, descent=Halve(stages=1, knee=False))
     assert len(wide.stages) == 2
-    assert len(walked(adapted(FULL), tmp_path / "g", 0.7, descent=Halve(stages=2), resume=True).stages) == 3
+    assert len(walked(adapted(FULL), tmp_path / "g", 0.7, descent=Halve(stages=2, knee=False), resume=True).stages) == 3
 
 
 def test_another_walk_does_not_go_on_from_these_stages(adapted: Make, tmp_path: Path) -> None:
@@ -228,7 +246,7 @@ def test_another_walk_does_not_go_on_from_these_stages(adapted: Make, tmp_path: 
     for model, settings, said in (
         (adapted(replace(FULL, alpha=8.0)), {}, "method is"),
         (adapted(FULL, target_modules=["first"]), {}, "targets is"),
-        (adapted(FULL), {"descent": Halve(factor=3.0)}, "descent is"),
+        (adapted(FULL), {"descent": Halve(factor=3.0, knee=False)}, "descent is"),
         (adapted(FULL), {"settings": {"data": "other"}}, "data is 'other' but was None"),
     ):
         with pytest.raises(SettingError, match=said):
@@ -350,7 +368,13 @@ def test_with_trainers_a_walk_goes_on_in_the_midst_of_a_stage(
             return Scores(train=0.5, validation=1.0)
 
         found = pare(
-            model, make, evaluate, folder=tmp_path / name / "family", descent=Halve(stages=2), tolerance=Within(share=0.5), resume=resume
+            model,
+            make,
+            evaluate,
+            folder=tmp_path / name / "family",
+            descent=Halve(stages=2, knee=False),
+            tolerance=Within(share=0.5),
+            resume=resume,
         )
         return model, found
 
@@ -388,7 +412,7 @@ def test_what_was_logged_is_kept(adapted: Make, tmp_path: Path) -> None:
     def train_stage(index: int, goal: float) -> Sequence[Point]:
         return [Point(step=1, values={"loss": float(index)})]
 
-    settings: dict[str, Any] = {"folder": tmp_path / "f", "tolerance": None, "descent": Halve(stages=1)}
+    settings: dict[str, Any] = {"folder": tmp_path / "f", "tolerance": None, "descent": Halve(stages=1, knee=False)}
     descend(model, train_stage, scored(0.5, 0.5), **settings)
     found = descend(adapted(FULL), train_stage, scored(), resume=True, **settings)
     assert [one.history[0].values for one in found.stages] == [{"loss": 0.0}, {"loss": 1.0}]

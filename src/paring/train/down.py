@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 from torch import nn
 
 from paring.attach.find import slots
+from paring.core.adapter import Adapter
 from paring.core.coding import Coded, number, positive_int
 from paring.core.errors import SettingError
+from paring.core.linalg import product_svd
 from paring.cutter import Cutter
+from paring.parts.allocate.knee import knee
 from paring.parts.parameterise.ordered import Ordered
 from paring.train.stages import check_penalties, set_penalty
 from paring.train.tolerance import Tolerance, good_enough
@@ -43,11 +46,14 @@ class Descent(Coded):
 
 @dataclass(frozen=True, kw_only=True)
 class Halve(Descent):
-    """Each stage may have at most half of the parameters of the one before.
+    r"""Each stage may have at most half of the parameters of the one before.
 
     Attributes:
-        factor: not half, but so many times fewer.
+        factor: not half, but f times fewer.
         stages: how many there are at most after the first, which has all parameters.
+        knee: put the sizes where one of them is the knee of the full adapter's spectrum (:mod:`paring.parts.allocate.knee`): the second is
+            the largest :math:`\text{knee} \cdot f^m`, m whole, of at most :math:`1/\sqrt f` of all parameters. A size that is right is
+            then met, not straddled.
 
     Raises:
         SettingError: a setting is out of range.
@@ -57,6 +63,7 @@ class Halve(Descent):
 
     factor: float = 2.0
     stages: int = 8
+    knee: bool = True
 
     def __post_init__(self) -> None:
         number("factor", self.factor, low=1.0, open_low=True)
@@ -70,7 +77,12 @@ class Halve(Descent):
     def goal(self, model: nn.Module, stages: Sequence[Stage], adapter: str) -> float | None:
         """The most parameters; none if they would not pay for a single rank."""
         found = ordered(model, adapter).values()
-        goal = stages[-1].goal / self.factor if stages else float(sum(slot.cost * slot.A.shape[0] for slot in found))
+        if not stages:
+            return float(sum(slot.cost * slot.A.shape[0] for slot in found))
+        goal = stages[-1].goal / self.factor
+        if self.knee and len(stages) == 1 and (size := knee_of(stages[0].adapter)):
+            most = stages[0].goal / math.sqrt(self.factor)
+            goal = size * self.factor ** math.floor(math.log(most / size) / math.log(self.factor))
         return None if len(stages) > self.stages or goal < min(slot.cost for slot in found) else goal
 
     def enter(self, model: nn.Module, goal: float, adapter: str) -> None:
@@ -103,6 +115,13 @@ class Rise(Descent):
     def enter(self, model: nn.Module, goal: float, adapter: str) -> None:
         """Set it on the gates."""
         set_penalty(model, goal, adapter)
+
+
+def knee_of(adapter: Adapter) -> int:
+    """The knee of an adapter's spectrum, in parameters; 0 if nothing stands out."""
+    factors = adapter.modules.values()
+    spectra = [product_svd(each.b.double(), each.a.double()).s * each.scale for each in factors]
+    return knee(spectra, [each.in_features + each.out_features for each in factors])
 
 
 def given_up(stages: Sequence[Stage], tolerance: Tolerance | None, patience: int = 2) -> bool:

@@ -30,7 +30,7 @@ def fill(parser: ArgumentParser, argv: Sequence[str]) -> None:
     _fill(parser, argv, path=bool(peek(argv, "tolerance")))
 
 
-def fill_path(parser: ArgumentParser, argv: Sequence[str]) -> None:
+def fill_walk(parser: ArgumentParser, argv: Sequence[str]) -> None:
     """The same for a run that ends in a family of adapters."""
     _fill(parser, argv, path=True)
 
@@ -54,7 +54,7 @@ def run(values: Namespace) -> int:
     return _run(values, path=values["tolerance"] is not None)
 
 
-def run_path(values: Namespace) -> int:
+def walk_down(values: Namespace) -> int:
     """Walk down."""
     return _run(values, path=True)
 
@@ -133,5 +133,5 @@ def summarise(outcome: Finished) -> None:
 
 COMMAND = Command(name="train", summary="fine-tune a model and let each module find its rank", fill=fill, run=run)
 PATH = Command(
-    name="path", summary="train, then walk down to ever smaller adapters: a family, and its frontier", fill=fill_path, run=run_path
+    name="path", summary="train, then walk down to ever smaller adapters: a family, and its frontier", fill=fill_walk, run=walk_down
 )

@@ -6,8 +6,8 @@ passed where a rank holds less per parameter than the adapter does on average, s
 
 .. math:: \text{size} = \sum_{i:\ \sigma_i^2 / c_i > \bar e} c_i, \qquad \bar e = \frac{\sum_j \sigma_j^2}{\sum_j c_j},
 
-over all ranks that the adapter was given, those of no size too. There is no knob. Noise is spread thin over many ranks, so it lies below the
-average as soon as anything stands out.
+over all ranks that the adapter was given, those of no size too. There is no knob. Noise is spread thin over many ranks, so it lies below
+the average as soon as anything stands out. The average falls as more ranks are given, and the knee with it rises.
 
 Source: ours; the point farthest from the chord is the knee of Satopaa et al. (2011), here in closed form since the curve is concave.
 """

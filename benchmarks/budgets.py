@@ -1,4 +1,4 @@
-"""Is a budget kept? Two models, three starting ranks, three rates and three seeds, with budgets from a sixteenth to a half of the start.
+"""Is a budget kept? Two models, three starting ranks, three rates and up to three seeds, with budgets from 1/16 to 1/2 of the start.
 
 MiniLM learns to tell the classes of questions (accuracy on dev), SmolLM2-135M to write them (loss per token on texts that it has not
 seen). Both are scored right before and right after each cut, and at the end.
@@ -26,7 +26,6 @@ from paring.train import plan
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 RANKS = (4, 8, 16)
 FACTORS = (1 / 3, 1.0, 3.0)
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +36,18 @@ class Learner:
         rate: the middle one.
         steps: optimizer steps.
         metric: what it is scored by.
+        seeds: of the adapter's start and the order of the rows.
     """
 
     rate: float
     steps: int
     metric: str
+    seeds: tuple[int, ...]
 
 
 LEARNERS = {
-    "MiniLM": Learner(rate=1e-3, steps=340, metric="accuracy"),
-    "SmolLM2-135M": Learner(rate=1e-3, steps=48, metric="loss"),
+    "MiniLM": Learner(rate=1e-3, steps=340, metric="accuracy", seeds=(0, 1, 2)),
+    "SmolLM2-135M": Learner(rate=1e-3, steps=48, metric="loss", seeds=(0,)),
 }
 
 
@@ -76,8 +77,8 @@ def jobs() -> list[Job]:
     """Every rank with every rate and seed on both models; the budgets take turns, so that each meets all of them."""
     return [
         Job(model=model, share=SHARES[(i + j + k) % len(SHARES)], rank=rank, factor=factor, seed=seed)
-        for model in LEARNERS
-        for (i, rank), (j, factor), (k, seed) in itertools.product(*(enumerate(values) for values in (RANKS, FACTORS, SEEDS)))
+        for model, learner in LEARNERS.items()
+        for (i, rank), (j, factor), (k, seed) in itertools.product(*(enumerate(values) for values in (RANKS, FACTORS, learner.seeds)))
     ]
 
 

@@ -113,7 +113,8 @@ def examples(folder: Path, task: str, split: str, limit: int | None = None, leng
     splits = {name: _rows(folder, task, name) for name in ("train", "dev")}
     rows = splits[split][:limit]
     tokenizer = AutoTokenizer.from_pretrained(encoder())
-    tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"]
+    columns = ("text",) if "text" in rows[0] else ("sentence1", "sentence2")
+    tokens = tokenizer(*([row[name] for row in rows] for name in columns), truncation=True, max_length=length)["input_ids"]
     return Examples(
         tokens=tuple(map(tuple, tokens)),
         labels=tuple(int(row["label"]) for row in rows),
@@ -180,6 +181,7 @@ def fit(
     device: str = "cpu",
     dtype: str = "fp32",
     after: Callable[[int], object] = lambda step: None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> float:
     """AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
 
@@ -193,12 +195,13 @@ def fit(
         warmup: share of the steps in which the rate rises.
         device: where the model is.
         dtype: ``fp32`` or ``bf16``.
-        after: called with the number of steps taken, after each.
+        after: called with the number of steps taken, after each, while the gradients are there.
+        optimizer: AdamW, with the gates of a paring adapter in a group of their own, if it is not given.
 
     Returns:
         Seconds, ``after`` included.
     """
-    optimizer = create_optimizer(model, lr=rate, weight_decay=0.01)
+    optimizer = optimizer or create_optimizer(model, lr=rate, weight_decay=0.01)
     warm = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -211,9 +214,9 @@ def fit(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
+        after(step + 1)
         optimizer.zero_grad()
         schedule.step()
-        after(step + 1)
     return time.perf_counter() - started
 
 

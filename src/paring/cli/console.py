@@ -20,9 +20,14 @@ USAGE = 2
 INTERRUPTED = 130
 
 
+def first() -> bool:
+    """Whether this process is the first of those that train together, told by what has started them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """One line about the work, on stderr; of several processes that train together only the first one speaks."""
-    if os.environ.get("RANK", "0") == "0":
+    if first():
         print(text, file=sys.stderr, flush=True)
 
 

@@ -65,7 +65,7 @@ def _run(values: Namespace, *, path: bool) -> int:
     start = starting_method(options.adapter.method, source) if source else None
     method = take_settings(values, options.adapter.method, TAKEN, start)
     # After the options are known to be right: these imports take seconds.
-    from paring.cli.console import calm_libraries
+    from paring.cli.console import calm_libraries, first
     from paring.cli.run.attempt import Stopped
     from paring.cli.run.descent import fit_path
     from paring.cli.run.fit import fit
@@ -76,6 +76,8 @@ def _run(values: Namespace, *, path: bool) -> int:
     outcome = fit_path(options, method, words) if path else fit(options, method, words)
     if isinstance(outcome, Stopped):
         return outcome.status
+    if not first():
+        return 0
     summarise(outcome)
     if options.output.push_to_hub:
         push(outcome.folder / "adapter", options.output.hub_model_id or outcome.folder.resolve().name, options.output.hub_private_repo)

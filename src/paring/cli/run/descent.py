@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from paring.cli.console import say
+from paring.cli.console import first, say
 from paring.cli.data.metrics import FIRST
 from paring.cli.flags import listed
 from paring.cli.run.arguments import logged_every
@@ -18,7 +18,7 @@ from paring.cli.run.attempt import Stopped, attempt, stopped_at
 from paring.cli.run.budgets import tolerated
 from paring.cli.run.checkpoints import TaskFile, last_checkpoint
 from paring.cli.run.checks import check_options
-from paring.cli.run.finish import Finished, export_adapter, final_metrics, finish, recorded
+from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded
 from paring.cli.run.options import TrainingOptions, TrainOptions
 from paring.cli.run.output import FAMILY, check_output, checkpoints, no_empty, set_aside
 from paring.cli.run.prepare import Prepared, describe, prepare
@@ -83,6 +83,10 @@ def check_path(options: TrainOptions) -> None:
             "--load_best_model_at_end and --early_stopping_patience choose among the checkpoints of one training; a path chooses among "
             "its stages, so leave them out."
         )
+    if options.output.push_to_hub and path.tolerance is None:
+        raise SettingError(
+            "--push_to_hub: a path without a --tolerance chooses no adapter to upload; give one, or upload a stage's by hand."
+        )
     descent(options)
 
 
@@ -135,6 +139,7 @@ class _Descent:
             "training": asdict(options.training),
             "stage_share": options.path.stage_share,
             "rows": [len(self.rows.train), len(choose)],
+            "files": list(digests(options.data).values()),
         }
 
     def trainer_of(self, index: int) -> Trainer:
@@ -194,7 +199,7 @@ class _Descent:
                 resume=self.resume,
                 settings=self.settings,
                 write=self.export,
-                writes=_writes(),
+                writes=first(),
             )
         except _Interrupted:
             stopped = self.folder / FAMILY
@@ -203,9 +208,9 @@ class _Descent:
             if earlier is not None:
                 say(f"paring: the files of the earlier run are in {earlier}")
             raise
-        told(walked, metric_name(self.prepared))
         record = self.written(walked)
-        if _writes():
+        if first():
+            told(walked, metric_name(self.prepared))
             for stage in walked.stages:
                 for checkpoint in checkpoints(self.folder / FAMILY / f"stage-{stage.index:02d}"):
                     shutil.rmtree(checkpoint)  # The stage itself is kept; what an optimizer remembered is not needed any more.
@@ -222,7 +227,7 @@ class _Descent:
             return replace(record, path=path_record(self.options, self.prepared, walked), history=joined(walked.stages), seconds=seconds)
 
         settings = recorded(self.options, self.rows, chosen_by=self.settings["rows"][1])
-        if not _writes():
+        if not first():
             model, seed = self.prepared.model, self.options.training.seed
             return self.recorder.record(model, title="", command=self.command, seed=seed, settings=settings, metrics=last.scores.others)
         exports = walked.chosen is not None
@@ -236,12 +241,6 @@ class _Descent:
             exports=exports,
             complete=complete,
         )
-
-
-def _writes() -> bool:
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
 
 
 def chosen_by(options: TrainOptions, rows: Rows) -> tuple[Rows, Any]:

@@ -316,6 +316,8 @@ CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
     "spectral, until .4": spectral(until=0.4),
     "spectral, r 4": spectral(rank=4),
     "spectral, by loss": spectral(score="loss"),
+    "spectral, knee": ours(lambda _: Spectral()),
+    "spectral, r 16, knee": ours(lambda _: Spectral(rank=16)),
     "spectral, by loss, 1 cut": spectral(score="loss", cuts=1),
     "spectral, by loss, reset": spectral(score="loss", moments="reset"),
 }
@@ -335,7 +337,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--log", type=Path, default=RESULTS / "planted.jsonl")
     given = parser.parse_args()
-    fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA"}
+    fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))}
     jobs = [
         Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, device=given.device)
         for pattern, seed, rate, name in itertools.product(range(given.patterns), range(given.seeds), given.rates, given.contestants)

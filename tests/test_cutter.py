@@ -18,7 +18,8 @@ from paring.attach.find import slots
 from paring.core.errors import ExportError, SettingError, StepError, TargetError
 from paring.methods.lora import LoRA
 from paring.methods.spectral import Spectral
-from paring.parts.allocate.budget import Parameters, Share
+from paring.parts.allocate.budget import Budget, Knee, Parameters, Share
+from paring.parts.allocate.knee import knee
 from paring.parts.parameterise.ordered import Ordered
 from paring.parts.update.cut import Cut, Moments, Score
 from paring.train import ParingCallback, ParingTrainer, create_optimizer, plan
@@ -89,6 +90,8 @@ def test_cuts_are_evenly_spaced_and_each_keeps_the_same_share() -> None:
     assert cut.marks(100) == [20, 40, 60]
     assert [cut.allowed(step, 100, 8000) for step in (0, 19, 20, 39, 40, 59, 60, 100)] == [8000, 8000, 4000, 4000, 2000, 2000, 1000, 1000]
     assert Cut(budget=Share(share=0.5), times=1, until=0.5).marks(7) == [4]
+    # A size that is not known before cannot be walked down to.
+    assert Cut(budget=Knee(), times=3, until=0.6).marks(100) == [60]
 
 
 def test_a_budget_above_the_start_cuts_nothing() -> None:
@@ -202,14 +205,67 @@ def test_the_optimizers_memory_is_turned_or_forgotten(moments: Moments) -> None:
     assert int(after["step"]) == 1, "the optimizer's own count goes on"
 
 
-# --- going on where it was interrupted -----------------------------------------------------------------------------------------
+# --- a size that nobody has said ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("score", ["size", "loss"])
+def test_without_a_budget_there_is_one_cut_to_the_knee(score: Score) -> None:
+    model = adapted(budget=Knee(), score=score)
+    plan(model, steps=STEPS)
+    slots_of = ordered(model)
+    sizes: list[int] = []
+    wanted: list[int] = []
+
+    def look(step: int) -> None:
+        sizes.append(left(model))
+
+    train(model, optimizer_of(model), range(11), after=look)
+    assert sizes == [START] * 11
+    cutter = slots_of["first"].cutter
+    assert cutter is not None
+    cut = cutter.cut  # type: ignore[attr-defined]
+
+    def watched(budget: int | None, optimizer: Any) -> None:
+        assert budget is None
+        found = [slot.split(by_loss=score == "loss").s for slot in slots_of.values()]
+        wanted.append(knee(found, [slot.cost for slot in slots_of.values()]))
+        cut(budget, optimizer)
+
+    cutter.cut = watched  # type: ignore[attr-defined]
+    train(model, optimizer_of(model), range(11, STEPS), after=look)
+    assert wanted == [left(model)]
+    assert 0 < left(model) < START
+    assert len(set(sizes[11:])) == 1
+    assert paring.snapshot(model).parameters == left(model)
+
+
+def test_a_size_that_was_not_found_yet_is_not_exported(tmp_path: Path) -> None:
+    model = adapted(budget=Knee(), steps=STEPS)
+    train(model, optimizer_of(model), range(10))
+    with pytest.raises(ExportError, match="still to be cut"):
+        paring.export(model, tmp_path / "adapter")
+    train(model, optimizer_of(model), range(10, STEPS))
+    paring.export(model, tmp_path / "adapter")
+    assert paring.read(tmp_path / "adapter").parameters == left(model)
+
+
+def test_where_nothing_stands_out_nothing_is_cut(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = paring.adapt(Net(), Spectral(rank=1, budget=Knee(), steps=5), target_modules=["first"], seed=0)
+    train(model, optimizer_of(model), range(5))
+    assert paring.snapshot(model).parameters == 24
+    paring.export(model, tmp_path / "adapter")
+
+
+# --- going on where it was interrupted -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [Share(share=0.25), Knee()], ids=["share", "knee"])
+@pytest.mark.parametrize("score", ["size", "loss"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 11, 12, 15])
-def test_resumed_equals_uninterrupted(stop: int, score: Score, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(stop: int, score: Score, budget: Budget, tmp_path: Path) -> None:
     def fresh() -> tuple[PeftModel, torch.optim.Optimizer]:
-        model = adapted(budget=Share(share=0.25), score=score, look=2)
+        model = adapted(budget=budget, score=score, look=2)
         return model, optimizer_of(model)
 
     whole, optimizer = fresh()

@@ -205,11 +205,12 @@ def _check_budget(found: Iterable[Slot], force: bool) -> None:
     ordered = [slot for slot in found if isinstance(slot, Ordered)]
     if not ordered or force:
         return
-    left = sum(slot.cost * slot.left for slot in ordered)
-    goal = ordered[0].update.budget.parameters(sum(slot.cost * slot.A.shape[0] for slot in ordered))
-    if left > goal:
+    left, start = sum(slot.cost * slot.left for slot in ordered), sum(slot.cost * slot.A.shape[0] for slot in ordered)
+    budget = ordered[0].update.budget
+    if left > budget.parameters(start) or not all(slot.settled for slot in ordered):
+        goal = f"a budget of {budget.parameters(start)}" if budget.known else "is still to be cut to the size that its spectrum says"
         raise ExportError(
-            f"The adapter has {left} parameters and a budget of {goal}: after {max(slot.taken for slot in ordered)} optimizer steps the "
+            f"The adapter has {left} parameters and {goal}: after {max(slot.taken for slot in ordered)} optimizer steps the "
             "last cut has not been made. Train it to the end, say how long that is with paring.train.plan(model, steps=...) where no "
             "trainer does, or pass force=True to export it as it is."
         )

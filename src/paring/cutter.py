@@ -83,21 +83,28 @@ class Cutter:
         allowed = self.update.allowed(taken, self.steps, self.start)
         if self.parameters > allowed:
             self.cut(allowed, optimizer)
+        elif self.update.seeks(taken, self.steps) and not all(slot.settled for slot in self.slots.values()):
+            self.cut(None, optimizer)
+            for slot in self.slots.values():
+                slot.settle()
 
     def looks(self, taken: int) -> bool:
         """Whether the batches of the step that follows ``taken`` are to be looked at."""
         return self.update.looks(taken, self.steps)
 
     @torch.no_grad()
-    def cut(self, budget: int, optimizer: Optimizer | None = None) -> None:
+    def cut(self, budget: int | None = None, optimizer: Optimizer | None = None) -> None:
         """Put every slot into the order of its singular values, and keep the ranks of all slots that are worth most.
 
-        What an optimizer remembers of the factors belongs to factors that are no more; it is forgotten.
+        Args:
+            budget: the most parameters that are left; ``None`` finds it in what has been learned, if the method's budget is of that kind.
+            optimizer: what it remembers of the factors is turned with them, or forgotten.
         """
         # A cut that is made without a look, as where a training is shortened, goes by size.
         by_loss = self.update.score == "loss" and any(bool(slot.rows) for slot in self.slots.values())
         spectra = {path: slot.split(by_loss=by_loss) for path, slot in self.slots.items()}
-        counts = allocate([spectra[path].s for path in self.slots], [slot.cost for slot in self.slots.values()], budget)
+        weights, costs = [spectra[path].s for path in self.slots], [slot.cost for slot in self.slots.values()]
+        counts = allocate(weights, costs, self.update.budget.found(weights, costs) if budget is None else budget)
         for (path, slot), keep in zip(self.slots.items(), counts, strict=True):
             before = slot.left
             turn = slot.cut(spectra[path], keep)

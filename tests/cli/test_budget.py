@@ -70,6 +70,15 @@ def test_a_budget_is_all_that_has_to_be_said(half: Path) -> None:
     assert json.loads((half / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+def test_without_a_budget_the_size_is_found(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    assert run("train", **FLAGS, budget="knee", model_name_or_path=bert, dataset_name=moods, output_dir=folder) == 0
+    done = record(folder)
+    assert done.method["name"] == "spectral"
+    assert 0 < done.parameters < done.start_parameters
+    assert paring.read(folder / "adapter").parameters == done.parameters
+
+
 def test_the_recorded_command_repeats_it(half: Path, run: Run, tmp_path: Path) -> None:
     words = shlex.split(record(half).command)
     assert words[words.index("--method") + 1] == "spectral"

@@ -1,11 +1,12 @@
-r"""The spectral cut: LoRA with a budget, whose ranks are chosen among all modules by their singular values, while it trains.
+r"""The spectral cut: LoRA whose ranks are chosen among all modules by their singular values while it trains, down to a size or a knee.
 
 .. math::
     y = W x + s\,B A x, \qquad s\,B A = U\,\mathrm{diag}(\sigma)\,V^\top \ \text{per module}
 
 A few times in the first part of the training the factors of every module are put into the order of their singular values, and of all
 ranks of all modules those with the largest :math:`\sigma^2 / (\mathrm{in} + \mathrm{out})` are kept that the budget pays for
-(:mod:`paring.parts.allocate.spectral`). The rest of the training recovers what was lost. No penalty, no gate, no rank: a size.
+(:mod:`paring.parts.allocate.spectral`). The rest of the training recovers what was lost. No penalty, no gate, no rank: a size. Without one
+there is a single cut, to the knee of the spectrum (:mod:`paring.parts.allocate.knee`).
 
 Source: ours. Cutting by singular values during the training is LoRA-Squeeze's (arXiv 2602.10993), which does so module by module to one
 rank for all; here all modules share one budget, in parameters.
@@ -20,7 +21,7 @@ import torch
 
 from paring.core.coding import choice, member, number, positive_int
 from paring.method import About, Method, check_rank, part
-from paring.parts.allocate.budget import Budget, Share
+from paring.parts.allocate.budget import Budget, Knee
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.kaiming import KaimingZero
 from paring.parts.parameterise.low_rank import Scaling, scale_of
@@ -36,7 +37,7 @@ class Spectral(Method):
 
     Attributes:
         budget: how big the adapter is to be at the end: ``Parameters(count=40_000)``, ``Share(share=0.25)`` of the start,
-            ``Bytes(count=2_000_000)``.
+            ``Bytes(count=2_000_000)``; ``Knee()``, as big as its spectrum says, is found at one cut.
         rank: the ranks that every module starts with.
         alpha: :math:`\alpha`; the scale is :math:`\alpha / r` (or :math:`/\sqrt r`) with the starting rank, whatever is left of it.
         dropout: probability of dropping an entry of the slot's input while training.
@@ -64,13 +65,14 @@ class Spectral(Method):
             "a cut is the best approximation of its rank, by size or in the norm of inputs and gradients",
             "gradients and Adam's moments turn as the factors do",
             "the budget is reached at the last cut, never exceeded, and missed by less than one rank",
+            "the knee is the point of the spectrum farthest above the chord",
             "what was cut stays zero, whatever the optimizer remembers",
             "a run that goes on at any step, between two cuts too, ends with the same bits",
         ),
         recipe="model = paring.adapt(model, Spectral(budget=Parameters(count=40_000)), task_type='SEQ_CLS')",
     )
 
-    budget: Budget = part(Budget, default=Share(share=0.25))
+    budget: Budget = part(Budget, default=Knee())
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
@@ -112,7 +114,7 @@ class Spectral(Method):
 
     def example(self) -> Spectral:
         """A training of a few steps."""
-        return replace(self, steps=6)
+        return replace(self, steps=3)
 
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""

@@ -145,10 +145,10 @@ def ordered(model: nn.Module, adapter: str = "default") -> dict[str, Ordered]:
         )
     for slot in found.values():
         start = sum(each.cost * each.A.shape[0] for each in found.values())
-        if slot.update.budget.parameters(start) < start:
+        if slot.update.budget.parameters(start) < start or not slot.update.budget.known:
             raise SettingError(
-                f"The adapter has a budget of {slot.update.budget.parameters(start)} of its {start} parameters, and is to be cut down to "
-                "it while it trains; on a path it is cut between the stages, so start with all: Spectral(budget=Share(share=1.0))."
+                f"The adapter is to be cut while it trains ({slot.update.budget}); on a path it is cut between the stages, so start with "
+                "all: Spectral(budget=Share(share=1.0))."
             )
         if slot.update.score == "loss":
             raise SettingError("score='loss' looks at batches before cuts that are planned; on a path ranks are weighed by size, leave it.")

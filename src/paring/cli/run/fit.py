@@ -37,7 +37,7 @@ def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopp
     if method.budgeted and best:
         raise SettingError(
             "--load_best_model_at_end and --early_stopping_patience may export a checkpoint from before the last cut, which is larger "
-            f"than the budget of {method.name}; leave them out."
+            f"than {method.name} is to be; leave them out."
         )
     with no_empty(Path(options.output.output_dir)):
         return _fit(options, method, command)

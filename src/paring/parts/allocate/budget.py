@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from paring.core.coding import Coded, number, positive_int
+from paring.parts.allocate.knee import knee
 
 
 class Budget(Coded):
@@ -18,7 +22,16 @@ class Budget(Coded):
 
     @abstractmethod
     def parameters(self, start: int) -> int:
-        """The most parameters, for an adapter that starts with ``start`` of them."""
+        """The most parameters, for an adapter that starts with ``start`` of them, as far as it is known before the cut."""
+
+    @property
+    def known(self) -> bool:
+        """Whether that is all, or the size follows from what has been learned."""
+        return True
+
+    def found(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> int:
+        """The most parameters, for modules whose ranks have these weights and take so many parameters each."""
+        return self.parameters(sum(len(s) * cost for s, cost in zip(spectra, costs, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +95,23 @@ class Bytes(Budget):
     def parameters(self, start: int) -> int:
         """As many as fit."""
         return min(start, self.count // self.each)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knee(Budget):
+    """As big as its own spectrum says when it is cut: see :mod:`paring.parts.allocate.knee`."""
+
+    name: ClassVar[str] = "knee"
+
+    def parameters(self, start: int) -> int:
+        """All; nothing else is known before."""
+        return start
+
+    @property
+    def known(self) -> bool:
+        """It is not."""
+        return False
+
+    def found(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> int:
+        """The knee; all where nothing stands out."""
+        return knee(spectra, costs) or super().found(spectra, costs)

@@ -88,6 +88,7 @@ class Ordered(LowRank):
     inputs: Tensor
     outputs: Tensor
     rows: Tensor
+    sought: Tensor
 
     def __init__(self, start: Factors, update: Cut, dropout: float = 0.0) -> None:
         super().__init__(start, dropout)
@@ -95,6 +96,9 @@ class Ordered(LowRank):
         self.norm = float(start.a.norm(dim=1).mean()) or 1.0
         # How many steps of an optimizer have moved the slot; saved with it, so that a run that is resumed goes on where it was.
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        if not update.budget.known:
+            # Whether the size has been found; saved too, since a size that is all cannot be told from none.
+            self.register_buffer("sought", torch.zeros((), dtype=torch.bool))
         if update.score == "loss":
             # What looks at batches before a cut have found: sums over rows of (A x)(A x)^T and of z z^T with z = s B^T dL/dy, and the rows.
             for name in ("inputs", "outputs"):
@@ -105,6 +109,7 @@ class Ordered(LowRank):
         self.cutter: Cutting | None = None
         self._taken: int | None = 0
         self._left: int | None = None
+        self._settled: bool | None = None
         _slots.add(self)
 
     @property
@@ -126,6 +131,18 @@ class Ordered(LowRank):
     def cost(self) -> int:
         """Parameters of one rank."""
         return self.A.shape[1] + self.B.shape[0]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the last cut has been made, as far as this slot knows: that of a size that is not known before it."""
+        if self._settled is None:
+            self._settled = self.update.budget.known or bool(self.sought)
+        return self._settled
+
+    def settle(self) -> None:
+        """Note that the size has been found."""
+        self._settled = True
+        self.sought.fill_(True)
 
     def stepped(self) -> None:
         """Note that an optimizer's step has moved the factors."""
@@ -241,7 +258,7 @@ class Ordered(LowRank):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._left = self._taken = None
+        self._left = self._taken = self._settled = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

@@ -19,7 +19,8 @@ class Cut(Update):
     r"""A few cuts, evenly spaced, each by the same factor, the last one down to the budget.
 
     Of T steps, cut j of J comes after step :math:`\lceil jT\,u/J \rceil`, with u the share of the steps after which the budget is
-    reached, and leaves at most :math:`p_0 (p / p_0)^{j/J}` parameters, with :math:`p_0` those of the start and p the budget.
+    reached, and leaves at most :math:`p_0 (p / p_0)^{j/J}` parameters, with :math:`p_0` those of the start and p the budget. A budget that
+    is not known before there is a spectrum is found at the last cut, which is then the only one.
 
     Attributes:
         budget: p.
@@ -57,16 +58,24 @@ class Cut(Update):
         return self.score == "loss" and any(mark - self.look <= step < mark for mark in self.marks(steps))
 
     def marks(self, steps: int) -> list[int]:
-        """The steps after which cuts are made."""
+        """The steps after which cuts are made; only the last where the size is not known before."""
+        if not self.budget.known:
+            return [math.ceil(steps * self.until)]
         return [math.ceil(cut * steps * self.until / self.times) for cut in range(1, self.times + 1)]
 
     def allowed(self, step: int, steps: int, start: int) -> int:
-        """The most parameters that may be left after ``step`` of ``steps`` steps, of ``start``.
+        """The most parameters that may be left after ``step`` of ``steps`` steps, of ``start``, as far as it is known.
 
         It depends on nothing else: a run that is resumed, or made longer, finds its way back by itself.
         """
         goal = min(start, self.budget.parameters(start))
+        if not self.budget.known:
+            return start
         past = sum(step >= mark for mark in self.marks(steps))
         if past == 0 or goal == start:
             return start
         return goal if past == self.times or goal == 0 else math.floor(start * (goal / start) ** (past / self.times))
+
+    def seeks(self, step: int, steps: int) -> bool:
+        """Whether a size that was not known before is to be found by now."""
+        return not self.budget.known and step >= self.marks(steps)[-1]

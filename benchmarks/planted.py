@@ -335,24 +335,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--log", type=Path, default=RESULTS / "planted.jsonl")
+    parser.add_argument("--name", default="planted", help="of the file of results")
+    parser.add_argument("--log", type=Path, help="by default beside the results")
     given = parser.parse_args()
+    log = given.log or RESULTS / f"{given.name}.jsonl"
     fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))}
     jobs = [
         Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, device=given.device)
         for pattern, seed, rate, name in itertools.product(range(given.patterns), range(given.seeds), given.rates, given.contestants)
         for budget in ([None] if name in fixed else given.budgets)
     ]
-    done = {json.dumps(row["job"], sort_keys=True) for row in finished(given.log)}
+    done = {json.dumps(row["job"], sort_keys=True) for row in finished(log)}
     waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
-    for job, row in logged(work, waiting, given.data, workers=given.workers, log=given.log):
+    for job, row in logged(work, waiting, given.data, workers=given.workers, log=log):
         print(
             f"{job.contestant:26} budget {job.budget} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
             f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
             f"of {row['planted_ranks']} {row['seconds']:.0f} s",
             flush=True,
         )
-    found = finished(given.log)
+    found = finished(log)
     for row in summary(found):
         budget = "" if row["budget"] is None else f"budget {row['budget']:g}"
         print(
@@ -360,7 +362,7 @@ def main() -> None:
             f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
             f"rank error {row['rank_error']:.0%}  {row['runs']} runs"
         )
-    save("planted", {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps}, measured(found))
+    save(given.name, {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps}, measured(found))
 
 
 if __name__ == "__main__":

@@ -251,6 +251,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "memory-gpu": memory,
     "attach": attach,
     "planted": planted,
+    "planted-knee": planted,
     "budgets": budgets,
     "path": path,
 }

@@ -198,6 +198,11 @@ def test_a_path_alone_is_a_family_and_no_choice(
     assert not (folder / "adapter").exists()
     assert done.command.startswith("paring path ")
     assert "family" in capsys.readouterr().out
+    for place in (folder, folder / "family"):
+        assert run("eval", place, moods) == 1
+        assert "3 adapters" in (said := " ".join(capsys.readouterr().err.split()))
+    assert run("eval", folder / "family" / "stage-02" / "adapter", moods) == 0
+    assert said.endswith("stage-02/adapter'.")
 
 
 def test_a_path_by_penalties_is_algorithm_one(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:

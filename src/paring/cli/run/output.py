@@ -101,6 +101,9 @@ def check_exported(source: str) -> None:
         raise AdapterError(f"{source!r} is the folder of a run, not an adapter; its adapter is {str(folder / ADAPTER)!r}, give that.")
     if found := checkpoints(folder):
         raise AdapterError(f"{source!r} is the folder of a run that exported no adapter; make one: paring export {found[-1]} FOLDER.")
+    family = folder / FAMILY if (folder / FAMILY).is_dir() else folder
+    if stages := sorted(item.parent for item in family.glob(f"stage-*/{ADAPTER}/{CONFIG}")):
+        raise AdapterError(f"{source!r} is a path with {len(stages)} adapters, and none is chosen; give one, such as {str(stages[-1])!r}.")
 
 
 def check_checkpoint(folder: Path) -> None:

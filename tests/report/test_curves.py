@@ -8,8 +8,10 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paring.core.records import Point
-from paring.report.curves import MOST_CHARTS, _tick_labels, charts, charts_of_many, draw, summarise
+from paring.core.records import PathRecord, Point, RunRecord, StageRecord
+from paring.report import render, render_many
+from paring.report.charts import MOST_CHARTS, charts, charts_of_many, frontier
+from paring.report.curves import _tick_labels, draw, summarise
 from paring.report.series import Series, keys, merged, series, thin
 from tests.report.samples import lora, run
 
@@ -97,3 +99,53 @@ def test_thinning_keeps_both_ends_and_the_order(length: int, most: int) -> None:
     assert steps == sorted(set(steps))
     if length:
         assert (steps[0], steps[-1]) == (0, length - 1)
+
+
+def stages(*sizes: tuple[int, float]) -> PathRecord:
+    found = tuple(
+        StageRecord(
+            goal=float(size),
+            parameters=size,
+            live_ranks=size // 10,
+            train=0.9,
+            held_out=score,
+            error=0.01,
+            memorization=100.0,
+            generalization=100.0,
+            seconds=1.0,
+            metrics={"accuracy": score, "epoch": 1.0},
+            folder=f"family/stage-{index:02d}/adapter",
+        )
+        for index, (size, score) in enumerate(sizes)
+    )
+    return PathRecord(metric="accuracy", stages=found, tolerance="1se", floor=0.85, chosen=1)
+
+
+def test_a_frontier_has_every_size_once_and_the_floor() -> None:
+    assert frontier(run()) is None
+    record = run(path=stages((338_000, 0.91), (160_000, 0.90), (80_000, 0.80), (80_000, 0.82), (0, 0.1)))
+    chart = frontier(record)
+    assert chart is not None
+    assert [curve.steps for curve in chart.curves] == [(80_000, 160_000, 338_000)] * 2
+    assert chart.curves[0].values == (0.82, 0.90, 0.91)
+    drawn = draw(chart, "f")
+    assert "Lowest inside the tolerance: 0.85." in drawn.svg
+    assert [entry[0] for entry in drawn.legend] == ["held-out rows", "training rows", "lowest inside the tolerance"]
+    assert ">100k<" in drawn.svg
+    assert frontier(run(path=stages((0, 0.5)))) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**11), st.floats(allow_nan=True, allow_infinity=True)), min_size=1, max_size=9))
+def test_any_frontier_can_be_drawn(sizes: list[tuple[int, float]]) -> None:
+    chart = frontier(run(path=stages(*sizes)))
+    assert chart is not None
+    assert draw(chart, "f").svg.startswith("<svg")
+
+
+def test_a_path_is_on_the_page_of_its_run_and_survives_a_file() -> None:
+    record = run(path=stages((338_000, 0.91), (80_000, 0.88), (40_000, 0.7)))
+    page = render(RunRecord.from_json(record.to_json()))
+    for text in ("From the full adapter down", "1, chosen", "2, outside", "0, inside", "Stages of the path (tolerance 1se)", "0.88 ± 0.01"):
+        assert text in page, text
+    assert "From the full adapter down" not in render(run())
+    assert "From the full adapter down" in render_many([record, run()])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paring.core.records import Point
-from paring.report.curves import Chart, _vertical, charts, draw
+from paring.report.charts import Chart, charts
+from paring.report.curves import _vertical, draw
 from paring.report.series import Series
 from paring.report.tables import metric_keys
 from tests.report.samples import run

@@ -16,7 +16,8 @@ from markupsafe import Markup, escape
 from paring.core.errors import DataError
 from paring.core.records import RunRecord
 from paring.report import tables
-from paring.report.curves import MOST_CHARTS, Drawn, charts, charts_of_many, draw, frontier
+from paring.report.charts import MOST_CHARTS, charts, charts_of_many, frontier
+from paring.report.curves import Drawn, draw
 from paring.report.drawing import SERIES
 from paring.report.heatmap import HeatMap, heat_map
 from paring.report.series import BOOKKEEPING

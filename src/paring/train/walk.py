@@ -17,16 +17,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from torch import nn
 from transformers import Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from paring.attach.find import snapshot
 from paring.core.adapter import Adapter
 from paring.core.errors import SettingError
 from paring.core.records import Point
+from paring.train.checkpoints import last_checkpoint
 from paring.train.guards import bare
 from paring.train.recorder import points
 
@@ -154,7 +155,7 @@ def by_trainers(
     Args:
         make_trainer: called with the stage's index and goal, returns a new trainer of ``model``.
         model: the adapted model.
-        resume: begin with the last checkpoint in the trainer's ``output_dir``, if there is one.
+        resume: begin with the last whole checkpoint in the trainer's ``output_dir``, if there is one.
 
     Returns:
         What :func:`walk` calls. It raises a SettingError if a trainer comes back a second time, or trains another model: its schedule has
@@ -179,8 +180,8 @@ def by_trainers(
                 "each stage a folder of its own."
             )
         seen.append(trainer)
-        last = get_last_checkpoint(folder) if resume and folder is not None else None  # type: ignore[no-untyped-call, unused-ignore]
-        trainer.train(resume_from_checkpoint=last)
+        last = last_checkpoint(Path(folder)) if resume and folder is not None else None
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
         # For mixed precision Trainer has put autocast around the forward, and the next one would put it around that.
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         return points(trainer.state.log_history)

@@ -15,24 +15,10 @@ from paring.cli.run.base import place_of
 from paring.core.errors import DataError, SettingError, near
 from paring.exchange.folder import replace_file
 from paring.method import Method
+from paring.train.checkpoints import complete, last_checkpoint
 
 TASK = "paring_task.json"
 """Beside each checkpoint: the labels and the model's head, which a checkpoint of PEFT does not hold."""
-
-
-def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint in a folder that was written to its end; a full disk or a kill may have left a half one."""
-    found = [folder for folder in output_dir.glob("checkpoint-*") if folder.name.rpartition("-")[2].isdigit() and complete(folder)]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-
-
-def complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint can be resumed from: the trainer writes its state last, and a whole JSON file proves the rest."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (checkpoint / "adapter_model.safetensors").is_file() and (checkpoint / "optimizer.pt").is_file()
 
 
 def resume_point(asked: str | None, output_dir: Path) -> Path | None:

@@ -184,7 +184,7 @@ def test_a_full_disk_at_a_checkpoint(flags: dict[str, object], tmp_path: Path, r
     assert "no space left" in said
     assert "--resume_from_checkpoint last" in said
     monkeypatch.undo()
-    from paring.cli.run.checkpoints import last_checkpoint
+    from paring.train.checkpoints import last_checkpoint
 
     # What it was writing is half; what it goes on from is whole.
     assert (tmp_path / "out" / "checkpoint-8").is_dir()

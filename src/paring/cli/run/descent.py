@@ -14,7 +14,7 @@ from paring.cli.console import first, say
 from paring.cli.run.arguments import logged_every
 from paring.cli.run.attempt import Stopped, attempt, stopped_at
 from paring.cli.run.budgets import tolerated
-from paring.cli.run.checkpoints import TaskFile, last_checkpoint
+from paring.cli.run.checkpoints import TaskFile
 from paring.cli.run.checks import check_options
 from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded
 from paring.cli.run.options import TrainOptions
@@ -31,6 +31,7 @@ from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Share
 from paring.path import Walked, descend
 from paring.train import Recorder, Scores
+from paring.train.checkpoints import last_checkpoint
 from paring.train.recorder import points
 
 

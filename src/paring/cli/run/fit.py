@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paring.cli.console import say
 from paring.cli.run.attempt import Stopped, attempt, stopped_at
-from paring.cli.run.checkpoints import TaskFile, check_resume, last_checkpoint, resume_point
+from paring.cli.run.checkpoints import TaskFile, check_resume, resume_point
 from paring.cli.run.checks import check_options
 from paring.cli.run.finish import Finished, exported_step, final_metrics, finish, recorded
 from paring.cli.run.options import TrainOptions
@@ -19,6 +19,7 @@ from paring.cli.run.trainer import make_trainer
 from paring.core.errors import SettingError
 from paring.method import Method
 from paring.train import Recorder
+from paring.train.checkpoints import last_checkpoint
 
 
 def fit(options: TrainOptions, method: Method, command: str) -> Finished | Stopped:

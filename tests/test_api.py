@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 import paring
 from paring import api
 from paring.core.errors import ExportError, OutputExistsError, SettingError, TargetError
+from paring.exchange.compare import check_written
 from paring.methods.lora import LoRA
 
 
@@ -82,9 +83,9 @@ def test_one_low_precision_module_does_not_loosen_the_check_of_the_others() -> N
     first, second = (live.modules[path] for path in paths[:2])
     mixed = type(live)(modules={paths[0]: first.to(dtype=torch.bfloat16), paths[1]: second}, heads=live.heads)
     wrong = type(first)(a=second.a * 1.01, b=second.b, gate=second.gate, scale=second.scale)
-    api._compare(mixed, mixed, None)
+    check_written(mixed, mixed, None)
     with pytest.raises(ExportError, match="differs from the live model"):
-        api._compare(type(live)(modules={paths[0]: mixed.modules[paths[0]], paths[1]: wrong}, heads=live.heads), mixed, None)
+        check_written(type(live)(modules={paths[0]: mixed.modules[paths[0]], paths[1]: wrong}, heads=live.heads), mixed, None)
 
 
 def test_a_head_that_a_type_flushes_to_zero_is_not_written(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_head_that_a_type_flushes_to_zero_is_not_written(tmp_path: Path) -> No
 def test_a_head_that_is_missing_is_not_accepted() -> None:
     live = paring.snapshot(model())
     with pytest.raises(ExportError, match="lacks the trained head"):
-        api._compare(type(live)(modules=live.modules), live, None)
+        check_written(type(live)(modules=live.modules), live, None)
 
 
 def test_padding_to_the_rank_that_an_engine_wants(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from paring.attach.register import register
 from paring.core.adapter import Adapter
 from paring.core.errors import ExportError, SettingError
 from paring.exchange.card import model_card
-from paring.exchange.compare import differences
+from paring.exchange.compare import check_written
 from paring.exchange.engines import Finding, lint
 from paring.exchange.layout import TOKENIZER
 from paring.exchange.read import read
@@ -30,9 +30,6 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.ordered import Ordered
 
 __all__ = ["Finding", "adapt", "export", "fuse", "ranks", "read", "snapshot", "verify"]
-
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Largest relative difference that rounding to a type may leave between the live update and the exported one."""
 
 
 class Saves(Protocol):
@@ -179,7 +176,7 @@ def export(
     companions = _companions(model, tokenizer)
 
     def check(written: Path) -> None:
-        _compare(read(written), live, dtype)
+        check_written(read(written), live, dtype)
 
     return write(
         live,
@@ -214,30 +211,6 @@ def _check_budget(found: Iterable[Slot], force: bool) -> None:
             "last cut has not been made. Train it to the end, say how long that is with paring.train.plan(model, steps=...) where no "
             "trainer does, or pass force=True to export it as it is."
         )
-
-
-def _compare(written: Adapter, live: Adapter, dtype: torch.dtype | None) -> None:
-    """Compare what was written with the live model: every module's update on random inputs, every tensor of the heads.
-
-    Raises:
-        ExportError: something differs by more than rounding to the type it was written in.
-    """
-    advice = "nothing was written. If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
-    for path, distance in differences(written, live, torch.Generator().manual_seed(0)).items():
-        # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
-        factors = live.modules[path]
-        allowed = max(TOLERANCE.get(dtype or tensor.dtype, 1e-5) for tensor in (factors.a, factors.b))
-        if not distance <= allowed:
-            raise ExportError(f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); {advice}")
-    for name, tensor in live.heads.items():
-        kept = written.heads.get(name)
-        if kept is None or kept.shape != tensor.shape:
-            raise ExportError(f"The export lacks the trained head {name!r}, or has it in another shape; nothing was written.")
-        exact = tensor.double()
-        distance = float((kept.double() - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float64).tiny))
-        allowed = TOLERANCE.get(kept.dtype, 0.0) if kept.dtype != tensor.dtype else 0.0
-        if not distance <= allowed:
-            raise ExportError(f"The exported head {name!r} differs from the live one by {distance:.1e} (allowed {allowed:.0e}); {advice}")
 
 
 def _companions(model: nn.Module, tokenizer: Saves | None) -> dict[str, bytes]:

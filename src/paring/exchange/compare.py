@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from paring.core.adapter import Adapter
-from paring.core.errors import AdapterError
+from paring.core.errors import AdapterError, ExportError
 from paring.core.factors import Factors
 
 PROBES = 4
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""Largest relative difference that rounding to a type may leave between the live update and the exported one."""
 
 
 def probes(width: int, generator: torch.Generator) -> Tensor:
@@ -61,3 +64,27 @@ def differences(a: Adapter, b: Adapter, generator: torch.Generator) -> dict[str,
 
 def _zero(like: Factors) -> Factors:
     return Factors(a=torch.zeros(0, like.in_features), b=torch.zeros(like.out_features, 0))
+
+
+def check_written(written: Adapter, live: Adapter, dtype: torch.dtype | None) -> None:
+    """Compare what was written with the adapter that was meant: every module's update on random inputs, every tensor of the heads.
+
+    Raises:
+        ExportError: something differs by more than rounding to the type it was written in.
+    """
+    advice = "nothing was written. If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
+    for path, distance in differences(written, live, torch.Generator().manual_seed(0)).items():
+        # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
+        factors = live.modules[path]
+        allowed = max(TOLERANCE.get(dtype or tensor.dtype, 1e-5) for tensor in (factors.a, factors.b))
+        if not distance <= allowed:
+            raise ExportError(f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); {advice}")
+    for name, tensor in live.heads.items():
+        kept = written.heads.get(name)
+        if kept is None or kept.shape != tensor.shape:
+            raise ExportError(f"The export lacks the trained head {name!r}, or has it in another shape; nothing was written.")
+        exact = tensor.double()
+        distance = float((kept.double() - exact).norm() / exact.norm().clamp_min(torch.finfo(torch.float64).tiny))
+        allowed = TOLERANCE.get(kept.dtype, 0.0) if kept.dtype != tensor.dtype else 0.0
+        if not distance <= allowed:
+            raise ExportError(f"The exported head {name!r} differs from the live one by {distance:.1e} (allowed {allowed:.0e}); {advice}")

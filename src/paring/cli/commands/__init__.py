@@ -1,12 +1,13 @@
 """The subcommands, one small file each."""
 
-from paring.cli.commands import demo, evaluate, export, fuse, inspect, methods, predict, train, verify
+from paring.cli.commands import compress, demo, evaluate, export, fuse, inspect, methods, predict, train, verify
 from paring.cli.flags import Command
 
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
     train.PATH,
     export.COMMAND,
+    compress.COMMAND,
     inspect.COMMAND,
     verify.COMMAND,
     predict.COMMAND,

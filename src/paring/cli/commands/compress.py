@@ -1,0 +1,104 @@
+"""``paring compress``: a smaller adapter out of a trained one, without its base model."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paring.cli.flags import option, simple
+from paring.cli.run.options import DType, Layout
+from paring.core.errors import SettingError
+
+if TYPE_CHECKING:
+    from paring.compress import Target
+
+
+NAMES = ("rank", "energy", "budget")
+"""The flags of which one says how small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of ``paring compress``."""
+
+    adapter: str = option("folder or hub id of a LoRA, of paring's or not", positional=True)
+    output_dir: str = option("folder to write; it must not exist, or hold an earlier export and --overwrite be given", positional=True)
+    rank: int | None = option("at most so many ranks in every module", default=None)
+    energy: float | None = option("in every module the fewest ranks that hold this share of its squared singular values", default=None)
+    budget: str | None = option("a size for all modules together: 40k parameters, 30%, 2MB, or knee", default=None)
+    layout: Layout = option("ragged ranks, or zero-padded to one rank for engines that need it", default="compact")
+    export_dtype: DType = option("precision of the tensors; auto keeps the adapter's", default="auto")
+    overwrite: bool = option("replace an earlier export", default=False)
+
+
+def run(options: Options) -> int:
+    """Compress."""
+    import torch
+
+    import paring
+    from paring.cli.console import calm_libraries, say
+    from paring.cli.run.base import DTYPES
+    from paring.cli.run.output import check_exported, check_target
+    from paring.compress import compress
+    from paring.exchange.companions import companions
+    from paring.exchange.compare import check_written
+    from paring.exchange.write import write
+
+    calm_libraries()
+    check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
+    check_exported(options.adapter)
+    goal = target(options)
+    asked = [word for name in NAMES if (value := vars(options)[name]) is not None for word in (f"--{name}", str(value))]
+    adapter = paring.read(options.adapter)
+    smaller, losses = compress(adapter, goal)
+    dtype = DTYPES[options.export_dtype]
+
+    def check(written: Path) -> None:
+        check_written(paring.read(written), smaller, dtype if isinstance(dtype, torch.dtype) else None)
+
+    write(
+        smaller,
+        options.output_dir,
+        layout=options.layout,
+        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        overwrite=options.overwrite,
+        extra_files=companions(options.adapter),
+        command=shlex.join(["paring", "compress", options.adapter, options.output_dir, *asked]),
+        check=check,
+    )
+    worst = max(losses, key=lambda path: losses[path].relative)
+    kept = 1 - sum(loss.error**2 for loss in losses.values()) / max(sum(loss.norm**2 for loss in losses.values()), 1e-300)
+    empty = sum(loss.rank == 0 for loss in losses.values())
+    say(f"{sum(loss.rank for loss in losses.values())} of {sum(loss.before for loss in losses.values())} ranks, {empty} modules empty")
+    say(f"{smaller.parameters:,} of {adapter.parameters:,} parameters, {kept:.2%} of the squared norm of all updates")
+    say(f"largest relative error of a module: {losses[worst].relative:.3f} ({worst})")
+    print(options.output_dir)
+    return 0
+
+
+def target(options: Options) -> Target:
+    """What is asked for.
+
+    Raises:
+        SettingError: not exactly one of the three, or none that can be.
+    """
+    from paring.cli.run.budgets import written
+    from paring.cli.run.settings import part_of
+    from paring.compress import ToBudget, ToEnergy, ToRank
+    from paring.parts.allocate.budget import Budget
+
+    given = [f"--{name}" for name in NAMES if vars(options)[name] is not None]
+    if len(given) != 1:
+        raise SettingError(f"Give one of --rank, --energy and --budget{', not ' + ' and '.join(given) if given else ''}.")
+    if options.rank is not None:
+        return ToRank(rank=options.rank)
+    if options.energy is not None:
+        return ToEnergy(share=options.energy)
+    assert options.budget is not None
+    each = 2 if options.export_dtype in ("bfloat16", "float16") else 4
+    return ToBudget(budget=Budget.decode(written(options.budget, each=each) or part_of("budget", options.budget, Budget)))
+
+
+COMMAND = simple("compress", "make a smaller adapter out of a trained one", Options, run)

@@ -1,0 +1,170 @@
+r"""Making a trained adapter smaller: the best approximation of each update, to a rank, an energy, or a size for all modules together.
+
+.. math:: s\,B\,\mathrm{diag}(g)\,A = U\,\mathrm{diag}(\sigma)\,V^\top, \qquad
+    A' = \mathrm{diag}(\sqrt{\sigma_t / s})\,V_t^\top, \quad B' = U_t\,\mathrm{diag}(\sqrt{\sigma_t / s})
+
+with the leading t triplets of each module, and its scale s as it was. By Eckart and Young no update of rank t is nearer, in the Frobenius
+norm and in the spectral one; the squared error is the sum of the :math:`\sigma_i^2` that were left out. The decomposition goes through the
+QR core of the factors, of the adapter's rank, never through a dense update.
+
+Source: LoRA-Squeeze (arXiv 2602.10993) compresses module by module to one rank; that a budget is shared by all modules is ours. How it
+splits the singular values between the factors could not be verified; here both get the root.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from paring.core.adapter import Adapter
+from paring.core.coding import Coded, member, number, positive_int
+from paring.core.factors import Factors
+from paring.core.linalg import SVD, product_svd
+from paring.parts.allocate.budget import Budget
+from paring.parts.allocate.spectral import allocate
+
+
+class Target(Coded):
+    """Family of the sizes that an adapter can be compressed to."""
+
+    @abstractmethod
+    def ranks(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> list[int]:
+        """How many leading ranks each module keeps, given its singular values, descending, and the parameters of one of its ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToRank(Target):
+    """At most so many ranks in every module.
+
+    Attributes:
+        rank: at least 1.
+    """
+
+    name: ClassVar[str] = "rank"
+
+    rank: int
+
+    def __post_init__(self) -> None:
+        positive_int("rank", self.rank)
+
+    def ranks(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> list[int]:
+        """The rank, or what there is."""
+        return [min(self.rank, int(torch.count_nonzero(s))) for s in spectra]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToEnergy(Target):
+    r"""In every module the fewest ranks that hold a share of its :math:`\sum_i \sigma_i^2`.
+
+    Attributes:
+        share: in (0, 1].
+    """
+
+    name: ClassVar[str] = "energy"
+
+    share: float
+
+    def __post_init__(self) -> None:
+        number("share", self.share, low=0.0, high=1.0, open_low=True)
+
+    def ranks(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> list[int]:
+        """By module; none where the update is zero."""
+        return [self._rank(s.double().square()) for s in spectra]
+
+    def _rank(self, squares: Tensor) -> int:
+        held = squares.cumsum(0)
+        if not len(held) or held[-1] == 0:
+            return 0
+        # The first that holds enough; a hair less is enough, which rounding of the sum must not decide about.
+        enough = held >= held[-1] * self.share * (1 - 1e-12)
+        return min(int(enough.nonzero()[0]) + 1, int(torch.count_nonzero(squares)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToBudget(Target):
+    """A size for all modules together, which share it by singular values per parameter (:mod:`paring.parts.allocate.spectral`).
+
+    Attributes:
+        budget: the size, or ``Knee()``.
+    """
+
+    name: ClassVar[str] = "budget"
+
+    budget: Budget = field(metadata={"family": Budget.__name__})
+
+    def __post_init__(self) -> None:
+        member("budget", self.budget, Budget)
+
+    def ranks(self, spectra: Sequence[Tensor], costs: Sequence[int]) -> list[int]:
+        """Those that are worth most for what they cost."""
+        return allocate(spectra, costs, self.budget.found(spectra, costs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    r"""What a module has lost.
+
+    Attributes:
+        rank: ranks that are left.
+        before: ranks that it had.
+        error: Frobenius norm of what was left out, :math:`\sqrt{\sum_{i > t} \sigma_i^2}`.
+        norm: Frobenius norm of the update before.
+    """
+
+    rank: int
+    before: int
+    error: float
+    norm: float
+
+    @property
+    def relative(self) -> float:
+        """Error over norm; 0 where there was no update."""
+        return self.error / self.norm if self.norm else 0.0
+
+
+@torch.no_grad()
+def compress(adapter: Adapter, target: Target) -> tuple[Adapter, dict[str, Loss]]:
+    """Compress an adapter, whoever has trained it, without its base model.
+
+    Args:
+        adapter: what :func:`paring.read` or :func:`paring.snapshot` returns.
+        target: ``ToRank(rank=16)``, ``ToEnergy(share=0.95)`` or ``ToBudget(budget=Parameters(count=40_000))``.
+
+    Returns:
+        The smaller adapter, its tensors of the types that they had, computed in float32 or better; and what each module has lost. Heads
+        and origin are the adapter's own.
+
+    Raises:
+        SettingError: the target is no such object.
+    """
+    member("target", target, Target)
+    splits = {path: _split(factors) for path, factors in adapter.modules.items()}
+    spectra = [splits[path].s * abs(factors.scale) for path, factors in adapter.modules.items()]
+    costs = [factors.in_features + factors.out_features for factors in adapter.modules.values()]
+    counts = target.ranks(spectra, costs)
+    modules, losses = {}, {}
+    for (path, factors), s, count in zip(adapter.modules.items(), spectra, counts, strict=True):
+        kind = factors.a.dtype
+        b, a = splits.pop(path).truncate(count).halves()
+        modules[path] = Factors(a=a.to(kind), b=b.to(factors.b.dtype), scale=factors.scale)
+        squares = s.double().square()
+        losses[path] = Loss(
+            rank=count, before=factors.live_rank, error=float(squares[count:].sum().sqrt()), norm=float(squares.sum().sqrt())
+        )
+    return replace(adapter, modules=modules), losses
+
+
+def _split(factors: Factors) -> SVD:
+    """The update without its scale; the signs of gates are in the vectors."""
+    live = factors.prune()
+    precise = torch.promote_types(torch.float32, live.b.dtype)
+    b = live.b if live.gate is None else live.b.to(precise) * live.gate.to(precise)
+    if not live.rank:
+        # QR wants at least one column.
+        return SVD(b.new_zeros(factors.out_features, 0), b.new_zeros(0), b.new_zeros(0, factors.in_features))
+    return product_svd(b.to(precise), live.a.to(precise))

@@ -182,7 +182,8 @@ def main() -> None:
     rows = {Job(**row["job"]): row for row in finished(given.log)}
     for job, row in logged(work, [job for job in asked if job not in rows], given.data, workers=given.workers, log=given.log):
         rows[job] = row
-        print(f"{sum(job in rows for job in asked)} of {len(asked)}: {job.model} r {job.rank} {job.share:g}: {row['parameters']} of {row['budget']}", flush=True)
+        done = sum(job in rows for job in asked)
+        print(f"{done} of {len(asked)}: {job.model} r {job.rank} {job.share:g}: {row['parameters']} of {row['budget']}", flush=True)
     found = [rows[job] for job in asked]
     table = summary(found)
     for row in table:

@@ -6,6 +6,8 @@ import argparse
 import functools
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -115,7 +117,7 @@ def logged(
     # CUDA cannot be used in a fork of a process that has used it.
     spawn = multiprocessing.get_context("spawn")
     threads = max(1, torch.get_num_threads() // workers)
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,)) as executor:
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(threads,)) as executor:
         waiting = {executor.submit(work, job, data): job for job in jobs}
         for future in as_completed(waiting):
             if future.exception() is not None:
@@ -126,6 +128,19 @@ def logged(
             yield waiting[future], row
     for future in waiting:
         future.result()
+
+
+def _begin(threads: int) -> None:
+    """Take a share of the threads, and end with the parent: a worker that has lost it would work on for nobody."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @functools.cache

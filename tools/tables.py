@@ -237,6 +237,25 @@ def path(result: Mapping[str, Any]) -> str:
     )
 
 
+def compress(result: Mapping[str, Any]) -> str:
+    """A row for each target and type."""
+    return rows(
+        ("target", "type", "GB", "parameters before", "after", "seconds", "seconds / GB", "peak memory beside it, GB"),
+        (
+            (
+                row["target"],
+                row["dtype"],
+                f"{row['bytes'] / 1e9:.2f}",
+                *(f"{count:,}" for count in row["parameters"]),
+                f"{row['seconds']:.1f}",
+                f"{row['per_gb']:.1f}",
+                f"{row['peak_beside'] / 1e9:.2f}",
+            )
+            for row in result["rows"]
+        ),
+    )
+
+
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
@@ -254,6 +273,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "planted-knee": planted,
     "budgets": budgets,
     "path": path,
+    "compress": compress,
 }
 
 

@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,22 @@ def test_the_steps_of_all_stages_are_one_history(tolerant: Path) -> None:
     assert steps == sorted(set(steps))
     # Two epochs of 48 rows in batches of 16, then three stages of a quarter of that.
     assert steps[-1] == 6 + 3 * 2
+
+
+def test_a_later_stage_is_shorter_in_all_that_has_a_length() -> None:
+    from paring.cli.run.options import PathOptions, TrainingOptions
+    from paring.cli.run.ways import shortened
+
+    def of(**given: Any) -> TrainingOptions:
+        options: Any = SimpleNamespace(training=TrainingOptions(**given), path=PathOptions(stage_share=0.25))
+        return shortened(options, 3)
+
+    found = of(num_train_epochs=4.0, warmup_steps=100.0, seed=7)
+    assert (found.num_train_epochs, found.warmup_steps, found.seed, found.max_steps) == (1.0, 25, 10, -1)
+    assert of(max_steps=10, warmup_steps=0.06).max_steps == 2
+    assert of(max_steps=10, warmup_steps=0.06).warmup_steps == 0.06
+    assert of(max_steps=1, warmup_steps=1.0).max_steps == of(max_steps=1, warmup_steps=1.0).warmup_steps == 1
+    assert of(seed=2**32 - 1).seed == 2
 
 
 def test_the_recorded_command_repeats_it(tolerant: Path, run: Run, tmp_path: Path) -> None:

@@ -108,12 +108,14 @@ def chosen_by(options: TrainOptions, rows: Rows) -> tuple[Rows, Dataset]:
 
 
 def shortened(options: TrainOptions, index: int) -> TrainingOptions:
-    """The training of a later stage: a share of the first one's length, with another order of rows."""
+    """The training of a later stage: a share of the first one's length, warm-up included, with another order of rows."""
     training, share = options.training, options.path.stage_share
-    seed = (training.seed + index) % 2**32
+    # Below 1 it is a share of the steps already.
+    warmup = training.warmup_steps if training.warmup_steps < 1 else max(1, round(share * training.warmup_steps))
+    training = replace(training, warmup_steps=warmup, seed=(training.seed + index) % 2**32)
     if training.max_steps > 0:
-        return replace(training, max_steps=max(1, round(share * training.max_steps)), seed=seed)
-    return replace(training, num_train_epochs=share * training.num_train_epochs, seed=seed)
+        return replace(training, max_steps=max(1, round(share * training.max_steps)))
+    return replace(training, num_train_epochs=share * training.num_train_epochs)
 
 
 def metric_name(prepared: Prepared) -> str:

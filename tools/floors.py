@@ -6,7 +6,7 @@ FLOORS = (
     ("core",),
     ("kernels",),
     ("parts",),
-    ("method", "step", "cutter", "compress", "merge"),
+    ("method", "step", "cutter", "rates", "compress", "merge"),
     ("methods", "attach", "exchange"),
     ("train",),
     ("api", "report"),

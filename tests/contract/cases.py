@@ -202,7 +202,7 @@ def roughen(model: nn.Module, generator: torch.Generator, adapter: str = "defaul
 
 def _roughen_slot(slot: Slot, index: int, generator: torch.Generator) -> None:
     for _, parameter, role in slot.roles():
-        if role is Role.FACTOR:
+        if role.factor:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3 / parameter.shape[-1] ** 0.5)
         elif role is Role.GATE:
             gate = torch.randn(parameter.shape, generator=generator)

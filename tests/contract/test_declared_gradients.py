@@ -25,14 +25,14 @@ def _empty(slot: Slot) -> bool:
 def test_only_declared_parameters_get_gradients(case: Case) -> None:
     model = case.roughened()
     declared = {id(parameter): role for slot in slots(model).values() for _, parameter, role in slot.roles()}
-    idle = {id(parameter) for slot in slots(model).values() if _empty(slot) for _, parameter, role in slot.roles() if role is Role.FACTOR}
+    idle = {id(parameter) for slot in slots(model).values() if _empty(slot) for _, parameter, role in slot.roles() if role.factor}
     heads = {name for name, _ in model.named_parameters() if ".modules_to_save.default." in name}
     _backward(case, model)
     for name, parameter in model.named_parameters():
         if id(parameter) in idle:
             assert parameter.requires_grad, name
             assert parameter.grad is None or not parameter.grad.any(), name
-        elif declared.get(id(parameter)) in (Role.FACTOR, Role.GATE) or name in heads:
+        elif declared.get(id(parameter)) in (Role.FACTOR, Role.UP, Role.GATE) or name in heads:
             assert parameter.requires_grad, name
             assert parameter.grad is not None, f"{name} is declared trainable, and got no gradient"
         else:
@@ -55,7 +55,7 @@ def test_gradients_reach_every_kind_of_parameter(case: Case) -> None:
         for name, parameter, role in slot.roles():
             if role is not Role.FROZEN:
                 seen.add((name, role))
-                assert parameter.grad is not None or (role is Role.FACTOR and _empty(slot)), name
+                assert parameter.grad is not None or (role.factor and _empty(slot)), name
                 if parameter.grad is not None and parameter.grad.any():
                     moved.add((name, role))
     assert moved == seen

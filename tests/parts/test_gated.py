@@ -253,7 +253,7 @@ def test_factors_are_a_detached_copy() -> None:
 def test_roles_name_every_parameter_once() -> None:
     s = slot()
     roles = {name: (parameter, role) for name, parameter, role in s.roles()}
-    assert {name: role for name, (_, role) in roles.items()} == {"A": Role.FACTOR, "B": Role.FACTOR, "gate": Role.GATE}
+    assert {name: role for name, (_, role) in roles.items()} == {"A": Role.FACTOR, "B": Role.UP, "gate": Role.GATE}
     assert all(dict(s.named_parameters())[name] is parameter for name, (parameter, _) in roles.items())
     assert len(list(s.parameters())) == len(roles)
     assert s.gate.shape == (RANK,)

@@ -14,13 +14,15 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from paring import cutter, step
+from paring import cutter, rates, step
 from paring.attach.config import ParingConfig
 from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import linear_shape
 from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
+from paring.method import Rate
+from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.ordered import Ordered
 from paring.parts.shape import Shape
@@ -70,6 +72,9 @@ class ParingModel(BaseTuner):
             step.install()
         if isinstance(slot, Ordered):
             cutter.install()
+        up = peft_config.method.rates().get(Role.UP, Rate())
+        if up.fixed is None and up.multiple != 1.0:
+            rates.expect(slot, up.multiple)
         layer.add_slot(adapter_name, slot)
         if adapter_name not in self.active_adapters:
             layer.paring_slot[adapter_name].requires_grad_(False)

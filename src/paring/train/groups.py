@@ -42,7 +42,9 @@ def _rates(model: nn.Module) -> dict[int, tuple[str, Role, Rate]]:
     wanted = {name: method_of(model, name).rates() for name in adapters(model)}
     for name, _, slot in every_slot(model):
         for _, parameter, role in slot.roles():
-            known[id(parameter)] = (name, role, wanted[name].get(role, _PLAIN))
+            rate = wanted[name].get(role, _PLAIN)
+            # Factors that are stepped alike are in one group.
+            known[id(parameter)] = (name, Role.FACTOR if role.factor and rate == _PLAIN else role, rate)
     return known
 
 
@@ -78,8 +80,9 @@ def parameter_groups(
         betas: the optimizer's own betas, of which a method may change the first two for its gates.
 
     Returns:
-        Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, or "gate"), a ``name``:
-        "decay", "no_decay", "gates", and ``betas`` where the method asks for them. Empty groups are left out.
+        Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, "up" for the factors B of a method
+        that steps them at a rate of their own, or "gate"), a ``name``: "decay", "no_decay", "up", "gates", and ``betas`` where the method
+        asks for them. Empty groups are left out.
 
     Raises:
         SettingError: a rate or a decay that is no finite number of at least 0.
@@ -97,7 +100,7 @@ def parameter_groups(
         if adapter is not None and owner != adapter:
             continue
         decay = rate.decay if rate.decay is not None else weight_decay if decays else 0.0
-        name = f"{role.value}s" if role is not Role.FACTOR else "decay" if decays else "no_decay"
+        name = _name(role) if role is not Role.FACTOR else "decay" if decays else "no_decay"
         found.setdefault((name, role, rate, decay), []).append(parameter)
     if not found:
         raise TargetError("No parameter of this model is trainable; activate an adapter with model.set_adapter(name).")
@@ -191,7 +194,7 @@ def separate(optimizer: Optimizer, model: nn.Module) -> None:
                 "params": parameters,
                 "lr": _own(settings["lr"], rate),
                 "role": role.value,
-                "name": f"{role.value}s",
+                "name": _name(role),
             }
             if rate.decay is not None:
                 changed["weight_decay"] = rate.decay
@@ -201,6 +204,10 @@ def separate(optimizer: Optimizer, model: nn.Module) -> None:
                 optimizer.add_param_group(changed)
             else:
                 group.update(changed)
+
+
+def _name(role: Role) -> str:
+    return "up" if role is Role.UP else f"{role.value}s"
 
 
 def _own(lr: float | Tensor, rate: Rate) -> float | Tensor:

@@ -16,8 +16,15 @@ class Role(Enum):
     """What a slot's parameter is, which decides its optimizer group."""
 
     FACTOR = "factor"
+    UP = "up"
+    """The factor that starts at zero and has the module's outputs; it is stepped as other factors unless a method asks otherwise."""
     GATE = "gate"
     FROZEN = "frozen"
+
+    @property
+    def factor(self) -> bool:
+        """Whether it is one of the factors."""
+        return self in (Role.FACTOR, Role.UP)
 
 
 class Slot(nn.Module, ABC):

@@ -68,9 +68,9 @@ class LowRank(Slot):
         return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), scale=self.scale)
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
-        """A and B are factors."""
+        """A and B are factors, B the one that goes up."""
         yield "A", self.A, Role.FACTOR
-        yield "B", self.B, Role.FACTOR
+        yield "B", self.B, Role.UP
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""

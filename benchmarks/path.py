@@ -32,6 +32,7 @@ from paring.train import Halve, Scores, StandardErrors, plan
 SWEPT = (1, 2, 4, 8)
 LATER = 0.25
 REFERENCE, SWEEP, PATH = "LoRA r 8", "LoRA, r 1 to 8 swept", "tolerance 1se"
+SLOWER, SLOW = "tolerance 1se, later stages at 0.3 of the rate", 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ METHODS: dict[str, Method] = {
     **{f"LoRA r {rank}": LoRA(rank=rank, alpha=2 * rank) for rank in SWEPT},
     "budget 1/8": Spectral(budget=Share(share=0.125)),
     PATH: Spectral(budget=Share(share=1.0)),
+    SLOWER: Spectral(budget=Share(share=1.0)),
 }
 
 
@@ -71,16 +73,16 @@ def work(job: Job, data: Path) -> dict[str, Any]:
     base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=train.classes).to(job.device)
     model = paring.adapt(base, METHODS[job.contestant], task_type="SEQ_CLS", seed=job.seed)
 
-    def trained(steps: int, seed: int) -> None:
+    def trained(steps: int, seed: int, part: float = 1.0) -> None:
         plan(model, steps=steps)
-        fit(model, train, rate=job.rate, steps=steps, seed=seed, size=job.size, device=job.device, dtype=job.dtype)
+        fit(model, train, rate=part * job.rate, steps=steps, seed=seed, size=job.size, device=job.device, dtype=job.dtype)
 
     def held_out() -> tuple[float, float]:
         accuracy, _ = score(model, choose, device=job.device, dtype=job.dtype)
         return accuracy, (accuracy * (1 - accuracy) / (len(choose) - 1)) ** 0.5
 
     def stage(index: int, goal: float) -> None:
-        trained(steps if index == 0 else round(LATER * steps), job.seed + index)
+        trained(steps if index == 0 else round(LATER * steps), job.seed + index, SLOW if index and job.contestant == SLOWER else 1.0)
 
     def scores() -> Scores:
         sample = train.take(list(range(min(1000, len(train)))))
@@ -89,7 +91,7 @@ def work(job: Job, data: Path) -> dict[str, Any]:
 
     stages: list[dict[str, Any]] = []
     started = time.perf_counter()
-    if job.contestant == PATH:
+    if job.contestant in (PATH, SLOWER):
         with tempfile.TemporaryDirectory() as folder:
             walked = descend(model, stage, scores, folder=folder, tolerance=StandardErrors(count=1.0), descent=Halve())
         seconds = time.perf_counter() - started
@@ -150,9 +152,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="a folder for each task, with train.tsv and dev.tsv")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["trec", "sst2"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--contestants", nargs="+", choices=METHODS, help="run only these, and make no table")
     parser.add_argument("--log", type=Path, default=RESULTS / "path.jsonl")
     given = parser.parse_args()
-    asked = [Job(task=task, contestant=name, seed=seed) for seed, task, name in itertools.product(range(given.seeds), given.tasks, METHODS)]
+    names = given.contestants or list(METHODS)
+    asked = [Job(task=task, contestant=name, seed=seed) for seed, task, name in itertools.product(range(given.seeds), given.tasks, names)]
     rows = {Job(**row["job"]): row for row in finished(given.log)}
     # One at a time: what is compared is time.
     for job, row in logged(work, [job for job in asked if job not in rows], given.data, workers=1, log=given.log):
@@ -162,6 +166,8 @@ def main() -> None:
             f"{row['parameters']} parameters {row['seconds']:.0f} s, {len(row['stages'])} stages",
             flush=True,
         )
+    if given.contestants:
+        return
     tables = {task: summary(rows, task, given.seeds) for task in given.tasks}
     for task, table in tables.items():
         for row in table:

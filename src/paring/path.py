@@ -121,6 +121,8 @@ def descend(
     about = {"method": method_of(model, adapter).encode(), "targets": sorted(slots(model, adapter)), "descent": descent.lasting}
 
     def onward(stages: Sequence[Stage]) -> float | None:
+        if stages and tolerance is not None:
+            choose(stages, tolerance)  # Scores that cannot be compared are told before another stage is trained.
         return None if given_up(stages, tolerance) else descent.goal(model, stages, adapter)
 
     def enter(goal: float) -> None:

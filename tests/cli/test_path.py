@@ -261,6 +261,7 @@ def test_a_language_model_is_chosen_by_the_probability_of_a_token(llama: Path, r
         ({"tolerance": "1se", "stage_share": 0}, "--stage_share"),
         ({"tolerance": "1se", "stage_factor": 1}, "factor"),
         ({"tolerance": "1se", "choose_share": 1.5}, "--choose_share"),
+        ({"tolerance": "1se", "choose_share": 0.03}, "too few to choose"),
         ({"tolerance": "1se", "choose_share": 0, "eval_strategy": "no", "dataset_name": "train.tsv", "eval_share": 0}, "there are none"),
         ({"tolerance": "1se", "load_best_model_at_end": "true"}, "chooses among its stages"),
         ({"tolerance": "1se", "resume_from_checkpoint": "last"}, "holds no path"),

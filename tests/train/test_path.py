@@ -195,6 +195,20 @@ def test_scores_that_are_no_numbers_are_never_inside() -> None:
         choose(stages, StandardErrors(count=1.0))
 
 
+def test_scores_that_cannot_be_compared_cost_no_further_stage(adapted: Make, tmp_path: Path) -> None:
+    for name, tolerance, values, said in (
+        ("no error", StandardErrors(count=1.0), (0.9,), "needs one"),
+        ("no number", Within(share=0.1), (math.nan,), "no smaller one can be compared"),
+    ):
+        with pytest.raises(DataError, match=said):
+            walked(adapted(FULL), tmp_path / name, *values, tolerance=tolerance)
+        # What was trained is there for another tolerance.
+        assert (tmp_path / name / "stage-00" / "stage.json").is_file()
+        assert not (tmp_path / name / "stage-01").exists()
+    again = walked(adapted(FULL), tmp_path / "no error", 0.8, 0.7, 0.6, tolerance=Within(share=0.5), resume=True)
+    assert len(again.stages) == 4
+
+
 class Killed(Exception):
     """The process has gone."""
 

@@ -22,6 +22,9 @@ from paring.path import Walked
 from paring.train import Descent, Halve, Rise, Stage
 from paring.train.family import SETTINGS
 
+FEWEST = 3
+"""Rows that a standard error can be told from."""
+
 
 def check_path(options: TrainOptions) -> None:
     """Refuse what cannot be before anything is read.
@@ -102,6 +105,8 @@ def chosen_by(options: TrainOptions, rows: Rows) -> tuple[Rows, Dataset]:
         raise DataError(
             f"{len(rows.train)} training rows are too few to hold out {count} to choose by; give more rows, or --choose_share 0."
         )
+    if count < FEWEST and options.path.tolerance is not None:
+        raise DataError(f"{count} rows are too few to choose an adapter by; give more rows, or a larger --choose_share.")
     parts = rows.train.train_test_split(test_size=count, seed=options.training.seed)
     say(f"path: {count} of the training rows are held out to choose by (--choose_share)")
     return replace(rows, train=parts["train"]), parts["test"]

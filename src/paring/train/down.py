@@ -62,7 +62,7 @@ class Halve(Descent):
     name: ClassVar[str] = "halve"
 
     factor: float = 2.0
-    stages: int = 8
+    stages: int = 7
     knee: bool = True
 
     def __post_init__(self) -> None:

@@ -79,7 +79,7 @@ def choose(stages: Sequence[Stage], tolerance: Tolerance) -> Stage:
     """The smallest adapter inside the tolerance; the full one, which the first stage is, always is inside.
 
     Raises:
-        DataError: the first stage's score is no number, so nothing can be compared with it.
+        DataError: the first stage's score, or the standard error that the tolerance asks for, is no number, so nothing can be compared.
     """
     reference = stages[0]
     if not math.isfinite(reference.scores.validation):
@@ -87,5 +87,6 @@ def choose(stages: Sequence[Stage], tolerance: Tolerance) -> Stage:
             f"The full adapter's score on the held-out rows is {reference.scores.validation}, so no smaller one can be compared with it: "
             "give more rows, or another metric."
         )
+    tolerance.floor(reference.scores)
     inside = [stage for stage in stages if good_enough(stage, reference, tolerance)]
     return min(inside, key=lambda stage: (stage.parameters, -stage.scores.validation))

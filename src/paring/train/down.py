@@ -62,7 +62,7 @@ class Halve(Descent):
     name: ClassVar[str] = "halve"
 
     factor: float = 2.0
-    stages: int = 7
+    stages: int = 6
     knee: bool = True
 
     def __post_init__(self) -> None:

@@ -125,7 +125,7 @@ class PathOptions:
     tolerance: str | None = option(
         "export the smallest adapter that gives up no more: 1se (one standard error of the metric) or 0.5% (of the metric)", default=None
     )
-    stages: int = option("stages after the training in full, at most", default=7)
+    stages: int = option("stages after the training in full, at most", default=6)
     stage_share: float = option("length of each of these stages, as a share of the training in full", default=0.25)
     stage_factor: float = option("each may have so many times fewer parameters than the one before", default=2.0)
     penalties: str | list[float] | None = option(

@@ -21,7 +21,7 @@ from paring.attach.find import method_of, slots
 from paring.core.records import Point
 from paring.train.down import Descent, Halve, given_up
 from paring.train.family import ADAPTER, Family
-from paring.train.tolerance import Tolerance, choose
+from paring.train.tolerance import Tolerance, check_reference, choose
 from paring.train.walk import Scores, Stage, by_trainers, walk
 
 
@@ -122,7 +122,7 @@ def descend(
 
     def onward(stages: Sequence[Stage]) -> float | None:
         if stages and tolerance is not None:
-            choose(stages, tolerance)  # Scores that cannot be compared are told before another stage is trained.
+            check_reference(stages[0], tolerance)  # before another stage is trained
         return None if given_up(stages, tolerance) else descent.goal(model, stages, adapter)
 
     def enter(goal: float) -> None:

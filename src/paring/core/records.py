@@ -95,6 +95,14 @@ class PathRecord:
     floor: float | None = None
     chosen: int | None = None
 
+    def verdict(self, index: int) -> str:
+        """What became of a stage: ``chosen``, ``inside`` or ``outside`` the tolerance; empty where there was none."""
+        if self.floor is None:
+            return ""
+        stage = self.stages[index]
+        inside = stage.parameters > 0 and (index == 0 or stage.held_out >= self.floor)
+        return "chosen" if index == self.chosen else "inside" if inside else "outside"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:

@@ -110,8 +110,7 @@ def stages_table(record: RunRecord, key: str) -> Table | None:
     others = list(dict.fromkeys(name for stage in path.stages for name in stage.metrics if name not in BOOKKEEPING))[:1]
     rows = []
     for index, stage in enumerate(path.stages):
-        inside = path.floor is None or index == 0 or stage.held_out >= path.floor
-        word = "chosen" if index == path.chosen else "" if path.floor is None else "inside" if inside else "outside"
+        word = path.verdict(index)
         rows.append(
             (
                 _cell(f"{index}, {word}" if word else str(index)),

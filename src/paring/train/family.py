@@ -22,26 +22,27 @@ from paring.attach.find import slots, snapshot
 from paring.core.errors import DataError, OutputExistsError, SettingError, StepError
 from paring.core.records import Point
 from paring.exchange.folder import replace_file
-from paring.train.look import every_slot
+from paring.train.look import outside
 from paring.train.walk import Scores, Stage, percent
 
 SETTINGS, STAGE, STATE, ADAPTER = "family.json", "stage.json", "state.safetensors", "adapter"
 
 
 def trained_state(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
-    """All that is trained: the slots with their counters, and the heads.
+    """All that is trained, on the CPU: the slots with their counters, and the heads.
 
     Raises:
         StepError: the parameters lie in shards.
     """
+    return {key: value.cpu().contiguous() for key, value in _tensors(model, adapter).items()}
+
+
+def _tensors(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     state = {f"slot.{path}.{key}": value for path, slot in slots(model, adapter).items() for key, value in slot.state_dict().items()}
-    inside = {id(parameter) for _, _, slot in every_slot(model) for parameter in slot.parameters()}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
-            state[f"head.{name}"] = parameter.detach()
+    state |= {f"head.{name}": parameter.detach() for name, parameter in outside(model) if parameter.requires_grad}
     if any(isinstance(value, DTensor) for value in state.values()):
         raise StepError("Parameters that lie in shards (FSDP2) cannot be kept stage by stage yet; train with DDP or on one device.")
-    return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    return state
 
 
 @torch.no_grad()
@@ -51,7 +52,8 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], adapter: str = "defau
     Raises:
         SettingError: it belongs to another model or adapter.
     """
-    shapes = [{key: value.shape for key, value in each.items()} for each in (trained_state(model, adapter), state)]
+    now = _tensors(model, adapter)
+    shapes = [{key: value.shape for key, value in each.items()} for each in (now, state)]
     differing = sorted(key for key in shapes[0].keys() | shapes[1].keys() if shapes[0].get(key) != shapes[1].get(key))
     if differing:
         raise SettingError(
@@ -61,10 +63,9 @@ def restore(model: nn.Module, state: Mapping[str, Tensor], adapter: str = "defau
     for path, slot in slots(model, adapter).items():
         prefix = f"slot.{path}."
         slot.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
-    parameters = dict(model.named_parameters())
     for key, value in state.items():
         if key.startswith("head."):
-            parameters[key.removeprefix("head.")].copy_(value)
+            now[key].copy_(value)
 
 
 class Family:

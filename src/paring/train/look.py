@@ -29,6 +29,12 @@ def every_slot(model: nn.Module) -> Iterator[tuple[str, str, Slot]]:
             yield name, path, slot
 
 
+def outside(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter that is in no slot, with its name: the frozen model's, and the heads'."""
+    inside = {id(parameter) for _, _, slot in every_slot(model) for parameter in slot.parameters()}
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in inside)
+
+
 def trained(model: nn.Module) -> dict[str, Slot]:
     """The slots that are trained now, by module path; ``path (adapter)`` where several adapters are trained at once."""
     found = [item for item in every_slot(model) if any(parameter.requires_grad for parameter in item[2].parameters())]

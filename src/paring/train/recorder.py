@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from paring.attach.find import config_of, method_of, slots
 from paring.core.records import ModuleRecord, Point, RunRecord
-from paring.train.look import every_slot
+from paring.train.look import outside
 
 PACKAGES = ("paring", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "datasets", "trl", "bitsandbytes")
 
@@ -94,18 +94,13 @@ def modules(model: nn.Module, adapter: str = "default") -> tuple[ModuleRecord, .
 
 def head_parameters(model: nn.Module) -> int:
     """Entries of what is trained beside the adapters."""
-    return sum(parameter.numel() for parameter in _outside(model) if parameter.requires_grad)
+    return sum(parameter.numel() for _, parameter in outside(model) if parameter.requires_grad)
 
 
 def base_parameters(model: nn.Module) -> int | None:
     """Entries of the frozen model; ``None`` if some are packed, as quantised weights are."""
-    frozen = [parameter for parameter in _outside(model) if not parameter.requires_grad]
+    frozen = [parameter for _, parameter in outside(model) if not parameter.requires_grad]
     return sum(parameter.numel() for parameter in frozen) if all(parameter.is_floating_point() for parameter in frozen) else None
-
-
-def _outside(model: nn.Module) -> list[nn.Parameter]:
-    inside = {id(parameter) for _, _, slot in every_slot(model) for parameter in slot.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in inside]
 
 
 class Recorder(TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -21,7 +21,7 @@ from paring.core.errors import SettingError
 from paring.core.records import Point
 from paring.parts.parameterise.gated import Gated
 from paring.train.look import every_slot
-from paring.train.walk import Scores, Stage, Store, by_trainers, walk
+from paring.train.walk import Scores, Stage, by_trainers, walk
 
 
 def set_penalty(model: nn.Module, weight: float, adapter: str | None = None) -> int:
@@ -55,8 +55,6 @@ def sparsify(
     train_stage: Callable[[int, float], object],
     evaluate: Callable[[], Scores],
     adapter: str = "default",
-    *,
-    store: Store | None = None,
 ) -> tuple[Stage, ...]:
     """Walk through ascending penalties, each stage starting from the weights of the one before.
 
@@ -67,7 +65,6 @@ def sparsify(
             schedule each time. The penalty is set on the gates before the call.
         evaluate: measures ``model`` as it is.
         adapter: the adapter that is trained.
-        store: keeps each stage as it ends, see :func:`paring.train.walk.walk`.
 
     Returns:
         The stages in order. A stage in which no rank is left is the last.
@@ -79,7 +76,7 @@ def sparsify(
     def train(index: int, penalty: float) -> None:
         train_stage(index, penalty)
 
-    return _sparsify(model, penalties, train, evaluate, adapter, store)
+    return _sparsify(model, penalties, train, evaluate, adapter)
 
 
 def run_stages(
@@ -102,7 +99,7 @@ def run_stages(
         SettingError: as :func:`sparsify`; also if a trainer comes back a second time, or trains another model: its optimizer's
             schedule has run out, so the stage would train at rate 0.
     """
-    return _sparsify(model, penalties, by_trainers(make_trainer, model), evaluate, adapter, None)
+    return _sparsify(model, penalties, by_trainers(make_trainer, model), evaluate, adapter)
 
 
 def _sparsify(
@@ -111,14 +108,13 @@ def _sparsify(
     train_stage: Callable[[int, float], Sequence[Point] | None],
     evaluate: Callable[[], Scores],
     adapter: str,
-    store: Store | None,
 ) -> tuple[Stage, ...]:
     check_penalties(penalties)
 
     def onward(stages: Sequence[Stage]) -> float | None:
         return penalties[len(stages)] if len(stages) < len(penalties) else None
 
-    return walk(model, onward, lambda penalty: set_penalty(model, penalty, adapter), train_stage, evaluate, adapter=adapter, store=store)
+    return walk(model, onward, lambda penalty: set_penalty(model, penalty, adapter), train_stage, evaluate, adapter=adapter)
 
 
 def check_penalties(penalties: Sequence[float]) -> None:

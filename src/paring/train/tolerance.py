@@ -75,18 +75,31 @@ def good_enough(stage: Stage, reference: Stage, tolerance: Tolerance) -> bool:
     return stage.parameters > 0 and (stage.index == reference.index or stage.scores.validation >= tolerance.floor(reference.scores))
 
 
-def choose(stages: Sequence[Stage], tolerance: Tolerance) -> Stage:
-    """The smallest adapter inside the tolerance; the full one, which the first stage is, always is inside.
+def check_reference(reference: Stage, tolerance: Tolerance) -> None:
+    """Refuse a first stage that no later one can be compared with.
 
     Raises:
-        DataError: the first stage's score, or the standard error that the tolerance asks for, is no number, so nothing can be compared.
+        DataError: it has no rank, or its score, or the standard error that the tolerance asks for, is no number.
     """
-    reference = stages[0]
+    if not reference.parameters:
+        raise DataError(
+            "The first stage has no rank left, so there is no full adapter to compare smaller ones with; begin with less penalty."
+        )
     if not math.isfinite(reference.scores.validation):
         raise DataError(
             f"The full adapter's score on the held-out rows is {reference.scores.validation}, so no smaller one can be compared with it: "
             "give more rows, or another metric."
         )
     tolerance.floor(reference.scores)
+
+
+def choose(stages: Sequence[Stage], tolerance: Tolerance) -> Stage:
+    """The smallest adapter inside the tolerance; the full one, which the first stage is, always is inside.
+
+    Raises:
+        DataError: as :func:`check_reference`.
+    """
+    reference = stages[0]
+    check_reference(reference, tolerance)
     inside = [stage for stage in stages if good_enough(stage, reference, tolerance)]
     return min(inside, key=lambda stage: (stage.parameters, -stage.scores.validation))

@@ -84,7 +84,7 @@ def target(options: Options) -> Target:
     Raises:
         SettingError: not exactly one of the three, or none that can be.
     """
-    from paring.cli.run.budgets import written
+    from paring.cli.run.budgets import entry_bytes, written
     from paring.cli.run.settings import part_of
     from paring.compress import ToBudget, ToEnergy, ToRank
     from paring.parts.allocate.budget import Budget
@@ -97,8 +97,8 @@ def target(options: Options) -> Target:
     if options.energy is not None:
         return ToEnergy(share=options.energy)
     assert options.budget is not None
-    each = 2 if options.export_dtype in ("bfloat16", "float16") else 4
-    return ToBudget(budget=Budget.decode(written(options.budget, each=each) or part_of("budget", options.budget, Budget)))
+    size = written(options.budget, each=entry_bytes(options.export_dtype))
+    return ToBudget(budget=Budget.decode(size or part_of("budget", options.budget, Budget)))
 
 
 COMMAND = simple("compress", "make a smaller adapter out of a trained one", Options, run)

@@ -41,6 +41,11 @@ def written(text: str, each: int) -> dict[str, Any] | None:
     return {"name": "bytes", "count": count, "each": each} if unit.endswith("B") else {"name": "parameters", "count": count}
 
 
+def entry_bytes(export_dtype: str) -> int:
+    """Bytes of a parameter as ``--export_dtype`` has it exported; ``auto`` keeps the training's float32."""
+    return 2 if export_dtype in ("bfloat16", "float16") else 4
+
+
 _TOLERATED = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>%|se)\s*", re.ASCII)
 
 

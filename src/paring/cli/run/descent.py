@@ -72,13 +72,14 @@ class _Descent:
         self.scorer = Scorer(options, prepared, self.rows.train, choose)
         self.recorder, self.bar = Recorder(), Bar(prepared.ranks)
         self.trainer: Trainer | None = None
+        self.digests = digests(options.data)
         self.settings: dict[str, Any] = {
             "task": asdict(prepared.task),
             "model": options.model.model_name_or_path,
             "training": asdict(options.training),
             "stage_share": options.path.stage_share,
             "rows": [len(self.rows.train), len(choose)],
-            "files": list(digests(options.data).values()),
+            "files": list(self.digests.values()),
         }
 
     def trainer_of(self, index: int) -> Trainer:
@@ -149,7 +150,8 @@ class _Descent:
             raise
         record = self.written(walked)
         if first():
-            told(walked, metric_name(self.prepared))
+            assert record.path is not None
+            told(record.path)
             for stage in walked.stages:
                 for checkpoint in checkpoints(self.folder / FAMILY / f"stage-{stage.index:02d}"):
                     shutil.rmtree(checkpoint)  # The stage itself is kept; what an optimizer remembered is not needed any more.
@@ -165,7 +167,7 @@ class _Descent:
             seconds = sum(stage.seconds for stage in walked.stages)
             return replace(record, path=path_record(self.options, self.prepared, walked), history=joined(walked.stages), seconds=seconds)
 
-        settings = recorded(self.options, self.rows, chosen_by=self.settings["rows"][1])
+        settings = recorded(self.options, self.rows, self.digests, chosen_by=self.settings["rows"][1])
         if not first():
             model, seed = self.prepared.model, self.options.training.seed
             return self.recorder.record(model, title="", command=self.command, seed=seed, settings=settings, metrics=last.scores.others)

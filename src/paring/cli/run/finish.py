@@ -44,12 +44,12 @@ class Finished:
     tokenizer: PreTrainedTokenizerBase
 
 
-def recorded(options: TrainOptions, rows: Rows, **more: Any) -> dict[str, Any]:
+def recorded(options: TrainOptions, rows: Rows, sha256: Mapping[str, str], **more: Any) -> dict[str, Any]:
     """The options by flag, without their groups, and what they led to: numbers of rows, and the digests of the files."""
     return {
         **{name: value for group in asdict(options).values() for name, value in group.items()},
         "rows": {"train": len(rows.train), "eval": 0 if rows.held_out is None else len(rows.held_out)},
-        "sha256": digests(options.data),
+        "sha256": dict(sha256),
         **more,
     }
 

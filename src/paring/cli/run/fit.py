@@ -10,7 +10,7 @@ from paring.cli.console import say
 from paring.cli.run.attempt import Stopped, attempt, stopped_at
 from paring.cli.run.checkpoints import TaskFile, check_resume, resume_point
 from paring.cli.run.checks import check_options
-from paring.cli.run.finish import Finished, exported_step, final_metrics, finish, recorded
+from paring.cli.run.finish import Finished, digests, exported_step, final_metrics, finish, recorded
 from paring.cli.run.options import TrainOptions
 from paring.cli.run.output import check_output, no_empty, set_aside
 from paring.cli.run.prepare import describe, prepare
@@ -77,7 +77,7 @@ def _fit(options: TrainOptions, method: Method, command: str) -> Finished | Stop
         say(f"paring: the run ended at step {last}; the adapter is that of step {exported}, the best by {best}")
     # For mixed precision Trainer has put autocast around the forward; what comes out of here answers in the model's own precision.
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    settings = recorded(options, rows, exported_step=exported)
+    settings = recorded(options, rows, digests(options.data), exported_step=exported)
     if not trainer.is_world_process_zero():
         record = recorder.record(model, title="", command=command, seed=options.training.seed, settings=settings, metrics=metrics)
         return Finished(folder=folder, record=record, model=model, tokenizer=base.tokenizer)

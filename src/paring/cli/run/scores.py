@@ -44,8 +44,7 @@ class Scorer:
         base, task = prepared.base, prepared.task
         self.limit = length_limit(options.data.max_length, task.kind, base.tokenizer.model_max_length, base.model.config)
         sample = train if len(train) <= SAMPLE else train.shuffle(seed=SAMPLE_SEED).select(range(SAMPLE))
-        encoded = [self._encoded(rows) for rows in (sample, held_out)]
-        self.sample, self.held_out = encoded
+        self.sample, self.held_out = self._encoded(sample), self._encoded(held_out)
 
     def _encoded(self, rows: Dataset) -> Encoded:
         if self.prepared.task.kind == "causal-lm":

@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of
-from paring.cli.run.budgets import written
+from paring.cli.run.budgets import entry_bytes, written
 from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _short(family: type[Coded] | None, value: Any, values: Namespace) -> dict[st
 
     if family is not Budget or not isinstance(value, str):
         return None
-    return written(value, each=2 if values.get("export_dtype") in ("bfloat16", "float16") else 4)
+    return written(value, each=entry_bytes(values["export_dtype"]))
 
 
 def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> dict[str, Any]:

@@ -137,24 +137,21 @@ def joined(stages: Sequence[Stage]) -> tuple[Point, ...]:
     return tuple(found)
 
 
-def told(walked: Walked, metric: str) -> None:
+def told(path: PathRecord) -> None:
     """The stages as a table, the chosen one marked."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("stage", "parameters", "ranks", f"{metric}, held out", "memorization", "generalization", "")
-    for stage in walked.stages:
-        error = "" if stage.scores.error is None else f" +- {stage.scores.error:.4f}"
-        inside = walked.floor is not None and (stage.index == 0 or stage.scores.validation >= walked.floor)
-        word = "chosen" if walked.chosen is stage else "inside" if inside else "outside" if walked.floor is not None else ""
+    shown = Table("stage", "parameters", "ranks", f"{path.metric}, held out", "memorization", "generalization", "")
+    for index, stage in enumerate(path.stages):
         shown.add_row(
-            str(stage.index),
+            str(index),
             f"{stage.parameters:,}",
-            str(sum(stage.adapter.ranks.values())),
-            f"{stage.scores.validation:.4f}{error}",
+            str(stage.live_ranks),
+            f"{stage.held_out:.4f}" + ("" if stage.error is None else f" +- {stage.error:.4f}"),
             f"{stage.memorization:.1f}",
             f"{stage.generalization:.1f}",
-            word,
+            path.verdict(index),
         )
     Console(stderr=True, highlight=False).print(shown)
 

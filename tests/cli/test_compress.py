@@ -48,6 +48,22 @@ def test_a_lora_of_pefts_own_with_a_scale_of_its_own(bert: Path, run: Run, tmp_p
     assert set(paring.read(tmp_path / "two").ranks.values()) == {2}
 
 
+def test_bytes_are_those_of_the_type_that_is_written(trained: Path, run: Run, tmp_path: Path) -> None:
+    assert run("compress", trained / "adapter", tmp_path / "narrow", rank=4, export_dtype="bfloat16") == 0
+    sizes = {}
+    for name, source, flags in (
+        ("float32", trained / "adapter", {}),
+        ("asked for", trained / "adapter", {"export_dtype": "bfloat16"}),
+        ("kept", tmp_path / "narrow", {}),
+    ):
+        assert run("compress", source, tmp_path / name, budget="1kB", **flags) == 0
+        sizes[name] = paring.read(tmp_path / name).parameters
+    # The cheapest rank of a module takes 32 parameters.
+    assert 250 - 48 < sizes["float32"] <= 250
+    assert 500 - 48 < sizes["asked for"] <= 500
+    assert 500 - 48 < sizes["kept"] <= 500
+
+
 def test_what_is_said(trained: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compress", trained / "adapter", tmp_path / "small", energy=0.9) == 0
     said = capsys.readouterr()

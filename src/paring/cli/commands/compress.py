@@ -13,6 +13,7 @@ from paring.core.errors import SettingError
 
 if TYPE_CHECKING:
     from paring.compress import Target
+    from paring.core.adapter import Adapter
 
 
 NAMES = ("rank", "energy", "budget")
@@ -49,10 +50,9 @@ def run(options: Options) -> int:
     calm_libraries()
     check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
     check_exported(options.adapter)
-    goal = target(options)
     asked = [word for name in NAMES if (value := vars(options)[name]) is not None for word in (f"--{name}", str(value))]
     adapter = paring.read(options.adapter)
-    smaller, losses = compress(adapter, goal)
+    smaller, losses = compress(adapter, target(options, adapter))
     dtype = DTYPES[options.export_dtype]
 
     def check(written: Path) -> None:
@@ -78,8 +78,8 @@ def run(options: Options) -> int:
     return 0
 
 
-def target(options: Options) -> Target:
-    """What is asked for.
+def target(options: Options, adapter: Adapter) -> Target:
+    """What is asked for; bytes are those of the type that the adapter is written in.
 
     Raises:
         SettingError: not exactly one of the three, or none that can be.
@@ -97,7 +97,8 @@ def target(options: Options) -> Target:
     if options.energy is not None:
         return ToEnergy(share=options.energy)
     assert options.budget is not None
-    size = written(options.budget, each=entry_bytes(options.export_dtype))
+    stored = max((tensor.element_size() for factors in adapter.modules.values() for tensor in (factors.a, factors.b)), default=4)
+    size = written(options.budget, each=stored if options.export_dtype == "auto" else entry_bytes(options.export_dtype))
     return ToBudget(budget=Budget.decode(size or part_of("budget", options.budget, Budget)))
 
 

@@ -19,6 +19,7 @@ from tasks import Examples, Texts, decoder, encoder, examples, fit, moved, score
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import paring
+from paring.lead.cutter import Cutter
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Share
 from paring.train import plan
@@ -113,6 +114,7 @@ def work(job: Job, data: Path) -> dict[str, Any]:
         base.to(job.device), Spectral(budget=Share(share=job.share), rank=job.rank, alpha=16), task_type=task_type, seed=job.seed
     )
     cutter = plan(model, steps=learner.steps)["default"]
+    assert isinstance(cutter, Cutter)
     marks = cutter.update.marks(learner.steps)
     path: list[dict[str, Any]] = []
 

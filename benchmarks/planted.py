@@ -27,7 +27,7 @@ from transformers import AutoModel
 
 import paring
 from paring.core.adapter import Adapter
-from paring.cutter import Cutter
+from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
@@ -276,7 +276,9 @@ def cut_at_the_end(model: nn.Module, job: Job, budget: int | None) -> Built:
     assert budget is not None
     method = Spectral(budget=Parameters(count=budget), cuts=1, until=0.9)
     adapted = paring.adapt(model, method, target_modules=TARGETS, seed=job.seed)
-    return adapted, Cut(plan(adapted, steps=2 * job.steps)["default"], budget)
+    cutter = plan(adapted, steps=2 * job.steps)["default"]
+    assert isinstance(cutter, Cutter)
+    return adapted, Cut(cutter, budget)
 
 
 def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:

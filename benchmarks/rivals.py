@@ -97,7 +97,8 @@ def lora(rank: int, targets: str | list[str]) -> Run:
 def full_and_cut(base: PreTrainedModel, job: Job, train: Callable[..., float], scored: Scored) -> list[dict[str, Any]]:
     """LoRA of rank 8, then cut to each of the sizes; the cut of a cut is the cut itself."""
     model = paring.adapt(base, Spectral(budget=Share(share=1.0)), task_type="SEQ_CLS", seed=job.seed)
-    full = plan(model, steps=TASKS[job.task].steps)["default"].start
+    plan(model, steps=TASKS[job.task].steps)
+    full = paring.snapshot(model).parameters
     seconds = train(model)
     rows = []
     for share in (1.0, *SHARES):

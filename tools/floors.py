@@ -6,7 +6,7 @@ FLOORS = (
     ("core",),
     ("kernels",),
     ("parts",),
-    ("method", "step", "cutter", "rates", "compress", "merge"),
+    ("method", "step", "lead", "rates", "compress", "merge"),
     ("methods", "attach", "exchange"),
     ("train",),
     ("api", "report"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from paring.attach.config import ParingConfig
-from paring.attach.find import module_names, root, sharded, slots, snapshot
+from paring.attach.find import method_of, module_names, root, sharded, slots, snapshot
 from paring.attach.fuse import fuse_into
 from paring.attach.register import register
 from paring.core.adapter import Adapter
@@ -25,9 +25,6 @@ from paring.exchange.layout import TOKENIZER
 from paring.exchange.read import read
 from paring.exchange.write import Layout, write
 from paring.method import Method
-from paring.parts.parameterise.base import Slot
-from paring.parts.parameterise.gated import Gated
-from paring.parts.parameterise.ordered import Ordered
 
 __all__ = ["Finding", "adapt", "export", "fuse", "ranks", "read", "snapshot", "verify"]
 
@@ -142,7 +139,7 @@ def export(
         pad_to: with ``"uniform"``, the rank to pad to, where an engine wants more than the largest live rank; ``verify`` says which.
         dtype: type of the tensors written; ``None`` keeps that of the trained ones.
         overwrite: replace an existing folder.
-        force: export although the proximal step never ran, or the budget has not been reached.
+        force: export although the method's promise is not kept yet: no proximal step ran, or the budget is not reached.
         tokenizer: saved along, with its chat template; without it the model card loads the base model's.
         command: the command line that repeats the run, for the model card.
         metrics: final metrics, for the model card.
@@ -162,13 +159,9 @@ def export(
             "rank would be gone. Export the model that was trained, not its average."
         )
     live = snapshot(model, adapter)
-    _check_budget(slots(model, adapter).values(), force)
-    gated = [slot for slot in slots(model, adapter).values() if isinstance(slot, Gated)]
-    if gated and not force and not any(int(slot.steps) for slot in gated):
-        raise ExportError(
-            "The proximal step never ran on this adapter: no gate was ever shrunk, so it is plain LoRA with random gates. Train it with a "
-            "torch.optim optimizer that holds the gates (see paring.step.watch for others), or pass force=True to export it as it is."
-        )
+    why = method_of(model, adapter).unfinished(slots(model, adapter))
+    if why is not None and not force:
+        raise ExportError(f"{why}, or pass force=True to export it as it is.")
 
     if sharded(model) and torch.distributed.get_rank() != 0:
         return Path(folder)  # All processes have gathered the shards above; one of them writes.
@@ -191,26 +184,6 @@ def export(
         command=command,
         check=check,
     )
-
-
-def _check_budget(found: Iterable[Slot], force: bool) -> None:
-    """Refuse an adapter that was to be cut down to a budget and has not been.
-
-    Raises:
-        ExportError: says how much is left, and of how many steps.
-    """
-    ordered = [slot for slot in found if isinstance(slot, Ordered)]
-    if not ordered or force:
-        return
-    left, start = sum(slot.cost * slot.left for slot in ordered), sum(slot.cost * slot.A.shape[0] for slot in ordered)
-    budget = ordered[0].update.budget
-    if left > budget.parameters(start) or not all(slot.settled for slot in ordered):
-        goal = f"a budget of {budget.parameters(start)}" if budget.known else "is still to be cut to the size that its spectrum says"
-        raise ExportError(
-            f"The adapter has {left} parameters and {goal}: after {max(slot.taken for slot in ordered)} optimizer steps the "
-            "last cut has not been made. Train it to the end, say how long that is with paring.train.plan(model, steps=...) where no "
-            "trainer does, or pass force=True to export it as it is."
-        )
 
 
 def _companions(model: nn.Module, tokenizer: Saves | None) -> dict[str, bytes]:

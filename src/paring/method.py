@@ -20,6 +20,7 @@ import torch
 from paring.core.coding import Coded, number
 from paring.core.errors import SettingError, near
 from paring.parts.parameterise.base import Role, Slot
+from paring.parts.parameterise.followed import Leader
 from paring.parts.shape import Shape
 from paring.parts.update.proximal import Proximal
 
@@ -108,6 +109,27 @@ class Method(Coded, ABC):
     @property
     def update(self) -> Proximal | None:
         """The proximal step that must follow each optimizer step; ``None`` if there is none."""
+        return None
+
+    def lead(self, slots: Mapping[str, Slot], steps: int | None) -> Leader | None:
+        """What acts on all slots together, around optimizer steps; they are told.
+
+        Args:
+            slots: of one adapter, by module path.
+            steps: optimizer steps of the whole training; ``None`` where nobody has said yet, or the method's settings do.
+
+        Returns:
+            ``None`` if there is nothing of that kind, or it has to be said first how long the training will be.
+        """
+        return None
+
+    @property
+    def asks_for_steps(self) -> bool:
+        """Whether it has to be said how long the training will be, since the settings don't."""
+        return False
+
+    def unfinished(self, slots: Mapping[str, Slot]) -> str | None:
+        """Why slots as they are now are not yet what the method promises, in a sentence; ``None`` if they are."""
         return None
 
     @property

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,7 @@ from paring.core.factors import local
 from paring.parts.parameterise.alive import recount
 from paring.parts.parameterise.gated import Gated, gated_slots
 from paring.parts.parameterise.marks import UNIT
+from paring.parts.update.closure import once_gradients_are_there
 from paring.parts.update.hold import Hold
 
 _installed: list[RemovableHandle] = []
@@ -134,19 +136,7 @@ def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Prepare the gates before the step, or inside it where a closure makes the gradients there."""
     if not any(slot.l1 or not slot.checking for slot in gated_slots()):
         return None
-    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-    if not callable(closure):
-        _prepare(optimizer)
-        return None
-
-    def prepared() -> Any:
-        loss = closure()
-        _prepare(optimizer)
-        return loss
-
-    if "closure" in kwargs:
-        return args, {**kwargs, "closure": prepared}
-    return (args[0], prepared, *args[2:]), kwargs
+    return once_gradients_are_there(partial(_prepare, optimizer), args, kwargs)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.parts.allocate.budget import Share
+from paring.parts.parameterise.followed import Leader
 from paring.parts.parameterise.ordered import Ordered
 from paring.parts.update.cut import Cut, Score
 
@@ -77,8 +78,8 @@ def root(m: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0.0).sqrt()) @ vectors.T
 
 
-class Looks:
-    """A cutter that looks at everything."""
+class Looks(Leader):
+    """Looks at everything."""
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         raise AssertionError("nothing is stepped here")
@@ -90,7 +91,7 @@ class Looks:
 @pytest.mark.parametrize("passes", [1, 3])
 def test_by_loss_it_is_the_best_approximation_in_the_norm_of_inputs_and_gradients(passes: int, generator: torch.Generator) -> None:
     s = slot(generator, "loss")
-    s.cutter = Looks()
+    s.leader = Looks()
     x, mix = torch.randn(passes, 30, IN, generator=generator), torch.randn(OUT, OUT, generator=generator)
     dy = torch.randn(passes, 30, OUT, generator=generator) @ mix
     for inputs, gradient in zip(x, dy, strict=True):
@@ -113,7 +114,7 @@ def test_by_loss_it_is_the_best_approximation_in_the_norm_of_inputs_and_gradient
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_batch_whose_gradient_overflowed_is_not_counted(value: float, generator: torch.Generator) -> None:
     s = slot(generator, "loss")
-    s.cutter = Looks()
+    s.leader = Looks()
     x = torch.randn(30, IN, generator=generator)
     s(torch.zeros(30, OUT), x).backward(torch.randn(30, OUT, generator=generator))
     s.looked()
@@ -138,7 +139,7 @@ def test_looking_changes_neither_the_output_nor_the_gradients(generator: torch.G
     plain = s.A.grad, s.B.grad
     wanted = s(y, x)
     s.zero_grad()
-    s.cutter = Looks()
+    s.leader = Looks()
     got = s(y, x)
     got.square().sum().backward()
     torch.testing.assert_close(got, wanted)

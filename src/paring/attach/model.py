@@ -14,17 +14,18 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from paring import cutter, rates, step
+from paring import rates, step
 from paring.attach.config import ParingConfig
 from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import linear_shape
 from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
+from paring.lead import hook
 from paring.method import Rate
 from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.followed import Followed
 from paring.parts.parameterise.gated import Gated
-from paring.parts.parameterise.ordered import Ordered
 from paring.parts.shape import Shape
 
 
@@ -49,10 +50,8 @@ class ParingModel(BaseTuner):
         if config.seed is None:
             config.seed = int(torch.randint(2**31 - 1, ()).item())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        together = {path: slot for path, layer in layers(model).items() if isinstance(slot := layer.slot(adapter_name), Ordered)}
-        steps = next((slot.update.steps for slot in together.values()), None)
-        if steps is not None:
-            cutter.Cutter(together, steps)
+        together = {path: slot for path, layer in layers(model).items() if (slot := layer.slot(adapter_name)) is not None}
+        config.method.lead(together, None)
 
     def _create_and_replace(
         self,
@@ -70,8 +69,8 @@ class ParingModel(BaseTuner):
         slot = peft_config.method.slot(layer.shape, _generator(peft_config.seed, layer.shape))
         if isinstance(slot, Gated):
             step.install()
-        if isinstance(slot, Ordered):
-            cutter.install()
+        if isinstance(slot, Followed):
+            hook.install()
         up = peft_config.method.rates().get(Role.UP, Rate())
         if up.fixed is None and up.multiple != 1.0:
             rates.expect(slot, up.multiple)

@@ -29,7 +29,7 @@ from paring.method import About, Method, Rate, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.from_adapter import FromAdapter
 from paring.parts.initialise.kaiming import KaimingZero
-from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.base import Role, Slot
 from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.shape import Shape
@@ -160,6 +160,15 @@ class SoRA(Method):
         start = self.init.factors(shape, self.rank, scale_of(self.alpha, self.rank, self.scaling), generator)
         gate = torch.randn(self.rank, generator=generator, device="cpu") if self.gates == "normal" else torch.ones(self.rank, device="cpu")
         return Gated(replace(start, gate=gate), self.update, self.l1, self.dropout, self.revive, self.gate_rate)
+
+    def unfinished(self, slots: Mapping[str, Slot]) -> str | None:
+        """Whether the proximal step has ever run."""
+        if any(int(slot.steps) for slot in slots.values() if isinstance(slot, Gated)):
+            return None
+        return (
+            "The proximal step never ran on this adapter: no gate was ever shrunk, so it is plain LoRA with random gates. Train it with a "
+            "torch.optim optimizer that holds the gates (see paring.step.watch for others)"
+        )
 
     @classmethod
     def from_adapter(cls, adapter: Adapter, source: str | None = None, **settings: Any) -> SoRA:

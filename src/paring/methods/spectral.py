@@ -14,16 +14,19 @@ rank for all; here all modules share one budget, in parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from paring.core.coding import choice, member, number, positive_int
+from paring.lead.cutter import Cutter
 from paring.method import About, Method, check_rank, part
 from paring.parts.allocate.budget import Budget, Knee
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.kaiming import KaimingZero
+from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.parameterise.ordered import Ordered
 from paring.parts.shape import Shape
@@ -111,6 +114,28 @@ class Spectral(Method):
     def budgeted(self) -> bool:
         """It is."""
         return True
+
+    @property
+    def asks_for_steps(self) -> bool:
+        """Unless they are set."""
+        return self.steps is None
+
+    def lead(self, slots: Mapping[str, Slot], steps: int | None) -> Cutter | None:
+        """What cuts them."""
+        steps = self.steps if steps is None else steps
+        return None if steps is None else Cutter({path: slot for path, slot in slots.items() if isinstance(slot, Ordered)}, steps)
+
+    def unfinished(self, slots: Mapping[str, Slot]) -> str | None:
+        """Whether the last cut is still to be made."""
+        found = [slot for slot in slots.values() if isinstance(slot, Ordered)]
+        left, start = sum(slot.cost * slot.left for slot in found), sum(slot.cost * slot.A.shape[0] for slot in found)
+        if left <= self.budget.parameters(start) and all(slot.settled for slot in found):
+            return None
+        goal = f"a budget of {self.budget.parameters(start)}" if self.budget.known else "is still to be cut to what its spectrum says"
+        return (
+            f"The adapter has {left} parameters and {goal}: after {max(slot.taken for slot in found)} optimizer steps the last cut has not "
+            "been made. Train it to the end, and say how long that is with paring.train.plan(model, steps=...) where no trainer does"
+        )
 
     def example(self) -> Spectral:
         """A training of a few steps."""

@@ -15,7 +15,7 @@ from paring.core.adapter import Adapter
 from paring.core.coding import Coded, number, positive_int
 from paring.core.errors import SettingError
 from paring.core.linalg import product_svd
-from paring.cutter import Cutter
+from paring.lead.cutter import Cutter
 from paring.parts.allocate.knee import knee
 from paring.parts.parameterise.ordered import Ordered
 from paring.train.stages import check_penalties, set_penalty

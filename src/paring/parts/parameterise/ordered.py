@@ -2,42 +2,20 @@ r"""LoRA in the order of its singular values: :math:`\Delta W = s\,B A`, whose r
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
 
 from paring.core.factors import Factors, whole
 from paring.core.linalg import Split, finite, product_svd, weighted_split
 from paring.kernels.adapted import adapted_linear, idle
 from paring.kernels.low_rank import add_low_rank
-from paring.parts.parameterise.low_rank import LowRank
+from paring.parts.parameterise.followed import Followed
 from paring.parts.update.cut import Cut
-
-_slots: weakref.WeakSet[Ordered] = weakref.WeakSet()
-
-
-class Cutting(Protocol):
-    """What cuts all slots of one adapter together."""
-
-    def after(self, optimizer: Optimizer) -> None:
-        """Cut if it is time to."""
-        ...
-
-    def looks(self, taken: int) -> bool:
-        """Whether the batches of the step that follows ``taken`` are to be looked at."""
-        ...
-
-
-def ordered_slots() -> Iterator[Ordered]:
-    """Every ordered slot that is alive in this process, in no particular order."""
-    return iter(_slots)
 
 
 def _precise(factor: Tensor) -> Tensor:
@@ -67,7 +45,7 @@ class Turn(NamedTuple):
     q: Tensor
 
 
-class Ordered(LowRank):
+class Ordered(Followed):
     r"""Factors that :meth:`cut` turns into the order of their singular values, and sets to zero from some rank on.
 
     Shapes stay. With :math:`B A = U\,\mathrm{diag}(\sigma)\,V^\top` and k ranks kept,
@@ -81,10 +59,9 @@ class Ordered(LowRank):
     Args:
         start: the factors to begin with.
         update: when to cut, and down to what.
-        dropout: as in :class:`LowRank`.
+        dropout: as in :class:`~paring.parts.parameterise.low_rank.LowRank`.
     """
 
-    steps: Tensor
     inputs: Tensor
     outputs: Tensor
     rows: Tensor
@@ -94,8 +71,6 @@ class Ordered(LowRank):
         super().__init__(start, dropout)
         self.update = update
         self.norm = float(start.a.norm(dim=1).mean()) or 1.0
-        # How many steps of an optimizer have moved the slot; saved with it, so that a run that is resumed goes on where it was.
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         if not update.budget.known:
             # Whether the size has been found; saved too, since a size that is all cannot be told from none.
             self.register_buffer("sought", torch.zeros((), dtype=torch.bool))
@@ -106,11 +81,8 @@ class Ordered(LowRank):
             self.register_buffer("rows", torch.zeros((), dtype=torch.int64))
         # The same of this process since the last step. DDP gives all processes the first one's buffers before each forward.
         self._fresh: tuple[Tensor, Tensor, Tensor] | None = None
-        self.cutter: Cutting | None = None
-        self._taken: int | None = 0
         self._left: int | None = None
         self._settled: bool | None = None
-        _slots.add(self)
 
     @property
     def left(self) -> int:
@@ -119,18 +91,6 @@ class Ordered(LowRank):
             lives = (whole(self.A).detach() != 0).any(dim=1).nonzero()
             self._left = int(lives[-1]) + 1 if len(lives) else 0
         return self._left
-
-    @property
-    def taken(self) -> int:
-        """Optimizer steps so far, counted on the host."""
-        if self._taken is None:
-            self._taken = int(self.steps)
-        return self._taken
-
-    @property
-    def cost(self) -> int:
-        """Parameters of one rank."""
-        return self.A.shape[1] + self.B.shape[0]
 
     @property
     def settled(self) -> bool:
@@ -144,17 +104,12 @@ class Ordered(LowRank):
         self._settled = True
         self.sought.fill_(True)
 
-    def stepped(self) -> None:
-        """Note that an optimizer's step has moved the factors."""
-        self._taken = self.taken + 1
-        self.steps.add_(1)
-
     @property
     def looking(self) -> bool:
         """Whether what goes through now is to be looked at; never where a compiler traces, which would be bound to this very step."""
-        if self.update.score != "loss" or torch.compiler.is_compiling() or self.cutter is None:
+        if self.update.score != "loss" or torch.compiler.is_compiling() or self.leader is None:
             return False
-        return self.training and torch.is_grad_enabled() and self.cutter.looks(self.taken)
+        return self.training and torch.is_grad_enabled() and self.leader.looks(self.taken)
 
     @torch.no_grad()
     def looked(self) -> None:
@@ -258,8 +213,4 @@ class Ordered(LowRank):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._left = self._taken = self._settled = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        _slots.add(self)
+        self._left = self._settled = None

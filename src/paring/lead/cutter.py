@@ -1,8 +1,7 @@
 """The cuts of an adapter, made by themselves after optimizer steps: nothing to call but how long the training will be.
 
-One hook for the whole process counts the steps of every :class:`~paring.parts.parameterise.ordered.Ordered` slot whose factors the stepping
-optimizer holds. After each it compares what is left of the adapter with what the cut's schedule allows by then, and cuts where that is
-less. The state of the schedule is the step alone, which is saved with each slot, so a run that is resumed cuts where the whole run does.
+After each step what is left of the adapter is compared with what the cut's schedule allows by then, and cut where that is less. The state
+of the schedule is the step alone, which is saved with each slot, so a run that is resumed cuts where the whole run does.
 """
 
 from __future__ import annotations
@@ -12,36 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.hooks import RemovableHandle
 
 from paring.core.coding import positive_int
-from paring.core.errors import SettingError, StepError
+from paring.core.errors import SettingError
 from paring.parts.allocate.spectral import allocate
-from paring.parts.parameterise.ordered import Cutting, Ordered, ordered_slots
-
-_installed: list[RemovableHandle] = []
-
-
-def install() -> None:
-    """Install the process-wide hook; calling it again changes nothing."""
-    if not _installed:
-        _installed.append(register_optimizer_step_post_hook(torch.compiler.disable(_after)))  # type: ignore[no-untyped-call]
+from paring.parts.parameterise.followed import Leader, follow
+from paring.parts.parameterise.ordered import Ordered
 
 
-def uninstall() -> None:
-    """Remove it."""
-    while _installed:
-        _installed.pop().remove()
-
-
-class Cutter:
+class Cutter(Leader):
     """One adapter's slots, cut together over a training of so many steps.
 
     Args:
-        slots: by module path; they are told that this is their cutter.
+        slots: by module path; they are told that this leads them.
         steps: optimizer steps of the whole training, those of a run that is resumed included.
 
     Raises:
@@ -64,8 +47,7 @@ class Cutter:
                 f"A budget of {goal} parameters does not pay for one rank: the cheapest of these modules takes {cheapest}, and all of them "
                 f"start with {self.start}. Ask for more."
             )
-        for slot in self.slots.values():
-            slot.cutter = self
+        follow(self.slots, self)
 
     @property
     def parameters(self) -> int:
@@ -131,26 +113,3 @@ def _turn(state: dict[str, Any], before: int, turn: Tensor, *, rows: bool) -> No
             new = matrix @ old[:before].to(matrix.dtype)
             old.zero_()
             old[: len(new)] = new.to(old.dtype)
-
-
-@torch.no_grad()
-def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    held: set[int] | None = None
-    cutters: dict[int, Cutting] = {}
-    for slot in ordered_slots():
-        if slot.B.grad is None:
-            continue
-        if held is None:
-            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if id(slot.B) not in held:
-            continue
-        if isinstance(slot.B, DTensor):
-            raise StepError("Factors that lie in shards (FSDP2) cannot be cut yet; train with DDP or on one device.")
-        if slot.cutter is None:
-            raise StepError(
-                "This adapter is to be cut down to a budget, and nobody has said how long the training will be: call "
-                "paring.train.plan(model, steps=...) before the first step, or use ParingTrainer or ParingCallback, which do."
-            )
-        cutters[id(slot.cutter)] = slot.cutter
-    for cutter in cutters.values():
-        cutter.after(optimizer)

@@ -190,8 +190,8 @@ def test_the_optimizers_memory_is_turned_or_forgotten(moments: Moments) -> None:
     twin = copy.deepcopy(slot)
     state = {key: optimizer.state[slot.A][key].clone() for key in ("exp_avg", "exp_avg_sq")}
     turn = twin.cut(twin.split(by_loss=False), 2)
-    assert slot.cutter is not None
-    slot.cutter.cut(START // 2, optimizer)  # type: ignore[attr-defined]
+    assert slot.leader is not None
+    slot.leader.cut(START // 2, optimizer)  # type: ignore[attr-defined]
     if moments == "reset":
         assert slot.A not in optimizer.state
         return
@@ -221,7 +221,7 @@ def test_without_a_budget_there_is_one_cut_to_the_knee(score: Score) -> None:
 
     train(model, optimizer_of(model), range(11), after=look)
     assert sizes == [START] * 11
-    cutter = slots_of["first"].cutter
+    cutter = slots_of["first"].leader
     assert cutter is not None
     cut = cutter.cut  # type: ignore[attr-defined]
 
@@ -320,7 +320,7 @@ def test_a_budget_that_pays_for_nothing_is_refused_with_what_the_cheapest_costs(
 def test_a_plan_for_an_adapter_without_a_budget() -> None:
     model = paring.adapt(Net(), LoRA(rank=2), target_modules=list(MODULES))
     assert plan(model, steps=5) == {}
-    with pytest.raises(TargetError, match="has no budget"):
+    with pytest.raises(TargetError, match="there is nothing to plan"):
         plan(model, steps=5, adapter="default")
     with pytest.raises(SettingError, match="steps=0"):
         plan(adapted(), steps=0)

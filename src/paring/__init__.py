@@ -19,21 +19,23 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
-    from paring.api import adapt, export, ranks, read, snapshot, verify
+    from paring.api import adapt, calibrate, export, ranks, read, set_rank, snapshot, verify
     from paring.attach.config import ParingConfig
     from paring.core.adapter import Adapter
 
 __version__ = "0.1.0"
 
-__all__ = ["Adapter", "ParingConfig", "__version__", "adapt", "export", "ranks", "read", "snapshot", "verify"]
+__all__ = ["Adapter", "ParingConfig", "__version__", "adapt", "calibrate", "export", "ranks", "read", "set_rank", "snapshot", "verify"]
 
 _HOMES = {
     "Adapter": "paring.core.adapter",
     "ParingConfig": "paring.attach.config",
     "adapt": "paring.api",
+    "calibrate": "paring.api",
     "export": "paring.api",
     "ranks": "paring.api",
     "read": "paring.api",
+    "set_rank": "paring.api",
     "snapshot": "paring.api",
     "verify": "paring.api",
 }

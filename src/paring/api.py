@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from paring.attach.calibrate import calibrate
 from paring.attach.config import ParingConfig
 from paring.attach.find import method_of, module_names, root, sharded, slots, snapshot
 from paring.attach.fuse import fuse_into
@@ -25,8 +26,9 @@ from paring.exchange.layout import TOKENIZER
 from paring.exchange.read import read
 from paring.exchange.write import Layout, write
 from paring.method import Method
+from paring.parts.parameterise.nested import Nested
 
-__all__ = ["Finding", "adapt", "export", "fuse", "ranks", "read", "snapshot", "verify"]
+__all__ = ["Finding", "adapt", "calibrate", "export", "fuse", "ranks", "read", "set_rank", "snapshot", "verify"]
 
 
 class Saves(Protocol):
@@ -110,6 +112,32 @@ def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
         TargetError: the model has no such adapter.
     """
     return {path: slot.factors().live_rank for path, slot in slots(model, adapter).items()}
+
+
+def set_rank(model: nn.Module, rank: int, *, adapter: str = "default") -> None:
+    """Use the first so many ranks of an adapter that was trained for any rank, in evaluation, export and merging.
+
+    Training goes on drawing ranks. The choice is not saved with a checkpoint; an export has it.
+
+    Args:
+        model: the adapted model.
+        rank: from 1 to the largest that was trained.
+        adapter: the adapter's name.
+
+    Raises:
+        SettingError: the adapter's ranks are not nested, or there are not so many.
+        TargetError: the model has no such adapter.
+    """
+    found = slots(model, adapter).values()
+    nested = [slot for slot in found if isinstance(slot, Nested)]
+    if len(nested) < len(found):
+        raise SettingError(
+            f"rank={rank}: the ranks of adapter {adapter!r} are not nested, so its first ones are no adapter of their own; "
+            "method=DyLoRA(...) trains such. Any exported adapter can be cut by its singular values: paring compress, or "
+            "paring.compress.compress(adapter, ToRank(rank=...))."
+        )
+    for slot in nested:
+        slot.use(rank)
 
 
 def export(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,9 @@ import paring
 from paring import method as methods
 from paring.attach.find import layers, slots
 from paring.method import Method
-from paring.parts.parameterise.base import Role, Slot
+from paring.parts.parameterise.base import Role, Slot, Source
 from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.waiting import Waiting
 from paring.parts.shape import Shape
 from tests.contract.models import KINDS, Kind, save
 
@@ -68,11 +70,26 @@ class Case:
         given = {"seed": SEED, **self.settings, **changed}
         model = paring.adapt(self.base() if base is None else base, method or self.method, **given)
         model.eval()
+        begin(model, given.get("adapter", "default"))
         return model
 
     def roughened(self) -> PeftModel:
         """A fresh base with an adapter that has an effect: see :func:`roughen`."""
         return copy.deepcopy(_roughened(self))
+
+
+def begin(model: nn.Module, adapter: str = "default") -> None:
+    """Give the slots whose start needs a gradient one that follows from the module's name; paring.calibrate has tests of its own."""
+    for path, slot in slots(model, adapter).items():
+        if slot.wants is Source.GRADIENT:
+            shape = slot.factors().out_features, slot.factors().in_features
+            generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
+            slot.begin(torch.randn(shape, generator=generator), generator)
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    """The names, without their path, of all that is trained: those of heads too."""
+    return {name.rsplit(".", 1)[-1] for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def example(name: str) -> Method:
@@ -192,6 +209,7 @@ def roughen(model: nn.Module, generator: torch.Generator, adapter: str = "defaul
     Factors get noise by their role; gates are drawn anew, one rank more exactly zero in each module than in the one before, and all of
     them in the third module. Fully trained heads get noise too.
     """
+    begin(model, adapter)
     for index, slot in enumerate(slots(model, adapter).values()):
         _roughen_slot(slot, index, generator)
     if heads:
@@ -201,9 +219,11 @@ def roughen(model: nn.Module, generator: torch.Generator, adapter: str = "defaul
 
 
 def _roughen_slot(slot: Slot, index: int, generator: torch.Generator) -> None:
+    # Where the other factor is as large as the weight, little is much: twelve calls in a row would amplify rounding itself.
+    noise = 0.03 if isinstance(slot, Waiting) else 0.3
     for _, parameter, role in slot.roles():
         if role.factor:
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3 / parameter.shape[-1] ** 0.5)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=noise / parameter.shape[-1] ** 0.5)
         elif role is Role.GATE:
             gate = torch.randn(parameter.shape, generator=generator)
             # Away from zero, so that a rank that lives has an effect.

@@ -48,4 +48,4 @@ def test_gradients_are_those_of_the_dense_model(case: Case) -> None:
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     largest = max(float(gradient.abs().max()) for gradient in expected)
     for name, got, wanted in zip(trainable, ours, expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5 * largest, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=5e-5 * largest, msg=lambda text, name=name: f"{name}: {text}")

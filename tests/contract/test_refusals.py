@@ -65,7 +65,7 @@ def test_what_is_not_linear_is_refused_by_name(plain: Case, target: str) -> None
 
 def test_the_linear_module_beside_them_is_adapted(plain: Case) -> None:
     # The control: without the others, the same model is fine.
-    model = paring.adapt(Mixed(), plain.method, target_modules=["fc"], seed=0)
+    model = paring.adapt(Mixed(), plain.method, target_modules=["fc"], seed=0).eval()
     assert list(paring.ranks(model)) == ["fc"]
     assert model(torch.tensor([[1, 2]])).shape == (1, 2, 12)
 

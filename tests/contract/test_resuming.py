@@ -13,7 +13,7 @@ from torch import Tensor
 from paring import train
 from paring.attach.find import slots
 from paring.parts.parameterise.gated import Gated
-from tests.contract.cases import Case, adapter_state, gated_slots, names_that_differ, roughen, scratch
+from tests.contract.cases import Case, adapter_state, gated_slots, names_that_differ, roughen, scratch, trained_names
 from tests.contract.training import trainer, with_dropout
 
 STEPS = 3
@@ -62,9 +62,9 @@ def test_resumed_equals_uninterrupted(case: Case, step: int) -> None:
 
 def test_the_run_changes_every_kind_of_parameter(case: Case) -> None:
     # What the test above leans on.
-    before, after = adapter_state(_start(case)), _uninterrupted(case)[0]
-    changed = names_that_differ(before, after)
-    assert {name.rsplit(".", 1)[-1] for name in changed} == {name.rsplit(".", 1)[-1] for name in before}
+    start = _start(case)
+    changed = names_that_differ(adapter_state(start), _uninterrupted(case)[0])
+    assert {name.rsplit(".", 1)[-1] for name in changed} >= trained_names(start)
 
 
 def test_ranks_die_in_the_run_and_stay_dead_over_a_restart(case: Case) -> None:

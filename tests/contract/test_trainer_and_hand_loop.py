@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from tests.contract.cases import Case, adapter_state, names_that_differ, roughen
+from tests.contract.cases import Case, adapter_state, names_that_differ, roughen, trained_names
 from tests.contract.training import Reseed, by_hand, trainer, with_dropout
 
 
@@ -35,4 +35,4 @@ def _same_bits(case: Case, tmp_path: Path, accumulate: int) -> None:
     trained = adapter_state(by_trainer)
     assert names_that_differ(trained, adapter_state(written_out)) == []
     changed = names_that_differ(trained, before)
-    assert {name.rsplit(".", 1)[-1] for name in changed} == {name.rsplit(".", 1)[-1] for name in before}
+    assert {name.rsplit(".", 1)[-1] for name in changed} >= trained_names(by_trainer)

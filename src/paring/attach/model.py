@@ -18,12 +18,12 @@ from paring import rates, step
 from paring.attach.config import ParingConfig
 from paring.attach.find import layers
 from paring.attach.layer import BASE, ParingLinear
-from paring.attach.shapes import linear_shape
+from paring.attach.shapes import dense_weight, linear_shape
 from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
 from paring.lead import hook
 from paring.method import Rate
-from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.base import Role, Source
 from paring.parts.parameterise.followed import Followed
 from paring.parts.parameterise.gated import Gated
 from paring.parts.shape import Shape
@@ -51,6 +51,11 @@ class ParingModel(BaseTuner):
             config.seed = int(torch.randint(2**31 - 1, ()).item())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         together = {path: slot for path, layer in layers(model).items() if (slot := layer.slot(adapter_name)) is not None}
+        for path, slot in together.items():
+            # On the meta device it is about to be loaded.
+            if not any(parameter.is_meta for parameter in slot.parameters()) and slot.wants is Source.WEIGHT:
+                layer = layers(model)[path]
+                slot.begin(dense_weight(path, layer.get_base_layer()), start_generator(config.seed, layer.shape))
         config.method.lead(together, None)
 
     def _create_and_replace(
@@ -153,9 +158,14 @@ def _give_names(module: nn.Module, args: Any, kwargs: dict[str, Any], *, names: 
     return args, {**kwargs, "adapter_names": names}
 
 
-def _generator(seed: int, shape: Shape) -> torch.Generator:
+def start_generator(seed: int, shape: Shape) -> torch.Generator:
+    """A generator for a start that is made from a matrix, another one than that of the slot itself."""
+    return _generator(seed, shape, "start")
+
+
+def _generator(seed: int, shape: Shape, *purpose: str) -> torch.Generator:
     """A generator of its own for each module, so that its start depends on the seed and its name alone."""
-    digest = hashlib.blake2b(f"{seed}/{shape.path}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("/".join([str(seed), shape.path, *purpose]).encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -57,6 +58,28 @@ def plain_weight(path: str, base: nn.Module) -> tuple[nn.Parameter, bool]:
         f"Cannot merge into {path!r}: its weight ({type(base).__name__}) is quantised or sharded, and rounding the sum would lose the "
         "update. Load the base model in bfloat16 or float32, load the exported adapter onto it, and merge there."
     )
+
+
+def dense_weight(path: str, base: nn.Module) -> Tensor:
+    """The weight as (out, in), dequantised where need be.
+
+    Raises:
+        TargetError: it is sharded, or quantised in a way that PEFT cannot undo.
+    """
+    try:
+        found = dequantize_module_weight(base)
+    except (TypeError, AttributeError, ValueError, ImportError) as error:
+        raise TargetError(
+            f"The weight of {path!r} ({type(base).__name__}) cannot be read ({error}), and this method starts from it. Attach the adapter "
+            "before the model is sharded, load the base model unquantised, or choose a method that starts from zero."
+        ) from error
+    weight = found.detach()
+    if type(weight) not in (Tensor, nn.Parameter):
+        raise TargetError(
+            f"The weight of {path!r} is a {type(weight).__name__}, which cannot be read in one piece, and this method starts from it. "
+            "Attach the adapter before the model is sharded, or choose a method that starts from zero."
+        )
+    return weight.T if isinstance(base, Conv1D) else weight
 
 
 def promoted(weight: Tensor) -> torch.dtype:

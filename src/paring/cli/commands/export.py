@@ -16,6 +16,7 @@ class Options:
     checkpoint: str = option("a checkpoint-* folder that `paring train` left", positional=True)
     output_dir: str = option("folder to write; it must not exist, or hold an earlier export and --overwrite be given", positional=True)
     layout: Layout = option("ragged ranks, or zero-padded to one rank for engines that need it", default="compact")
+    rank: int | None = option("of an adapter with nested ranks (dylora), the rank to export", default=None)
     pad_to: int | None = option("with --layout uniform, the rank to pad to; `paring verify` says which engine wants one", default=None)
     export_dtype: DType = option("precision of the tensors; auto keeps the training's", default="auto")
     model_name_or_path: str | None = option("the base model, if it has moved", default=None)
@@ -36,6 +37,8 @@ def run(options: Options) -> int:
     calm_libraries()
     check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
     model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path)
+    if options.rank is not None:
+        paring.set_rank(model, options.rank)
     dtype = DTYPES[options.export_dtype]
     folder = paring.export(
         model,

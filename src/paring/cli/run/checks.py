@@ -17,6 +17,7 @@ from paring.cli.run.options import TrainingOptions, TrainOptions
 from paring.core.errors import SettingError, near
 
 COUNTS = (
+    "calibration_batches",
     *("max_train_samples", "max_eval_samples", "max_length", "per_device_train_batch_size", "per_device_eval_batch_size"),
     *("gradient_accumulation_steps", "eval_steps", "save_steps", "save_total_limit", "logging_steps", "early_stopping_patience"),
 )
@@ -36,7 +37,7 @@ def check_options(options: TrainOptions) -> None:
         SettingError: names the flag.
     """
     training = options.training
-    given: dict[str, Any] = {**vars(options.data), **vars(training), **vars(options.watch)}
+    given: dict[str, Any] = {**vars(options.data), **vars(options.adapter), **vars(training), **vars(options.watch)}
     for name in COUNTS:
         if given[name] is not None and given[name] < 1:
             raise SettingError(f"--{name} {given[name]}: give at least 1.")

@@ -15,6 +15,7 @@ from paring.cli.run.options import TrainOptions
 from paring.cli.run.output import check_output, no_empty, set_aside
 from paring.cli.run.prepare import describe, prepare
 from paring.cli.run.progress import Bar
+from paring.cli.run.start import calibrated
 from paring.cli.run.trainer import make_trainer
 from paring.core.errors import SettingError
 from paring.method import Method
@@ -57,6 +58,8 @@ def _fit(options: TrainOptions, method: Method, command: str) -> Finished | Stop
     callbacks = [recorder, bar, TaskFile(task, asdict(options.model))]
     trainer = make_trainer(options, task, base, model, rows, callbacks)
     describe(trainer, prepared, method)
+    if resume is None:
+        calibrated(trainer, model, options.adapter.calibration_batches)
     earlier: Path | None = None
     if options.output.overwrite and resume is None and folder.is_dir() and trainer.is_world_process_zero():
         # The exported adapter is replaced when the new one is complete; the rest is deleted then, and not while the run may still fail.

@@ -60,6 +60,7 @@ class AdapterOptions:
     target_modules: str | list[str] = option("all-linear, names separated by commas, or a regular expression", default="all-linear")
     exclude_modules: str | list[str] | None = option("modules to leave out, as names or a regular expression", default=None)
     modules_to_save: str | list[str] | None = option("modules to train fully beside the adapter; a task's head always is", default=None)
+    calibration_batches: int = option("batches that a start is read off, where the method starts from a gradient", default=8)
     init_adapter: str | None = option("start from this trained LoRA (a folder or hub id) and pare it down", default=None)
 
 

@@ -27,6 +27,13 @@ class Role(Enum):
         return self in (Role.FACTOR, Role.UP)
 
 
+class Source(Enum):
+    """What a slot's start is made from, beside its shape."""
+
+    WEIGHT = "weight"
+    GRADIENT = "gradient"
+
+
 class Slot(nn.Module, ABC):
     """The trainable module beside one base layer.
 
@@ -63,6 +70,20 @@ class Slot(nn.Module, ABC):
     @abstractmethod
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """Every own parameter with its name and role."""
+
+    @property
+    def wants(self) -> Source | None:
+        """What :meth:`begin` has still to be given; ``None`` if nothing."""
+        return None
+
+    def begin(self, matrix: Tensor, generator: torch.Generator) -> None:
+        """Make the start from what :attr:`wants` asks for.
+
+        Args:
+            matrix: (out, in).
+            generator: the only source of randomness.
+        """
+        raise NotImplementedError(f"{type(self).__name__} starts from its shape alone.")
 
     def forward(self, y: Tensor, x: Tensor) -> Tensor:
         """Same as :meth:`add`."""

@@ -1,0 +1,33 @@
+"""Calibrating an adapter whose start is read off a gradient, with batches as the training will see them."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from accelerate.data_loader import DataLoaderStateMixin
+from peft import PeftModel
+from transformers import Trainer
+
+import paring
+from paring.attach.find import slots
+from paring.cli.console import say
+from paring.parts.parameterise.base import Source
+
+
+def calibrated(trainer: Trainer, model: PeftModel, count: int) -> None:
+    """Give the adapter its start from the first batches of the training, if it needs one; no generator is the worse for it.
+
+    Raises:
+        SettingError: the loss or a gradient is not finite.
+    """
+    if not any(slot.wants is Source.GRADIENT for slot in slots(model).values()):
+        return
+    with torch.random.fork_rng():
+        loader = trainer.get_train_dataloader()
+        batches = list(islice(loader, count))
+        if len(batches) == count and isinstance(loader, DataLoaderStateMixin):
+            # accelerate takes a loader that was not read to its end for the one that is being trained on.
+            loader.end()
+        norms = paring.calibrate(model, batches)
+    say(f"start: read off the gradient of {len(norms)} modules on {len(batches)} batches (--calibration_batches)")

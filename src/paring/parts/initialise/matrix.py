@@ -1,0 +1,63 @@
+"""Starts that are read off a matrix of the module's own shape: its weight, or the gradient of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from paring.core.errors import SettingError
+from paring.core.factors import Factors
+from paring.core.linalg import SVD, randomised_svd, truncated_svd
+from paring.parts.parameterise.base import Source
+from paring.parts.shape import Shape
+
+
+class MatrixStart(ABC):
+    """Gives a module's starting factors from a matrix (out, in).
+
+    Attributes:
+        source: which matrix that is.
+    """
+
+    source: ClassVar[Source]
+
+    def check(self, shape: Shape, rank: int) -> None:  # noqa: B027 - most fit everywhere
+        """Refuse a module that this start does not fit, before any module is touched.
+
+        Raises:
+            SettingError: names the module and what does not fit.
+        """
+
+    @abstractmethod
+    def factors(self, matrix: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
+        """Starting factors, in the matrix's type but at least float32, on its device.
+
+        Args:
+            matrix: the weight, or its gradient.
+            rank: ranks to fill.
+            scale: the scale that the slot will apply; the factors returned carry the same.
+            generator: the only source of randomness.
+        """
+
+
+def leading(matrix: Tensor, rank: int, iterations: int | None, generator: torch.Generator) -> SVD:
+    """The leading singular triplets, exact, or from a randomised decomposition with so many power iterations.
+
+    The sketch of the randomised one is four times as wide as what is asked for.
+    """
+    if iterations is None:
+        return truncated_svd(matrix, rank)
+    return randomised_svd(matrix, rank, oversample=3 * rank, iterations=iterations, generator=generator)
+
+
+def check_iterations(iterations: object) -> None:
+    """Refuse what is no number of power iterations.
+
+    Raises:
+        SettingError: with what was given.
+    """
+    if iterations is not None and (isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0):
+        raise SettingError(f"iterations={iterations!r}: give a whole number of at least 0, or None for an exact decomposition.")

@@ -120,6 +120,13 @@ def test_from_lora_config_runs(reader: dict[str, Any]) -> None:
     assert isinstance(known["config"], paring.ParingConfig)
 
 
+@pytest.mark.filterwarnings("ignore:.*have no gradient")
+def test_starts_page_runs(reader: dict[str, Any]) -> None:
+    known = run("docs/starts.md", reader)
+    assert min(known["norms"].values()) > 0
+    assert set(paring.read(reader["folder"] / "two").ranks.values()) == {2}
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_recipes_run(reader: dict[str, Any]) -> None:
     known = run("docs/recipes.md", reader, lambda text: "BitsAndBytesConfig" not in text)

@@ -26,6 +26,7 @@ sys.path.insert(0, str(HERE))
 
 from paring import method  # noqa: E402
 from paring.core.coding import Coded  # noqa: E402
+from tests.methods.properties import PROPERTIES  # noqa: E402
 from tools.docstrings import to_markdown  # noqa: E402
 
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
@@ -54,6 +55,15 @@ def table(pages: str) -> str:
             exactness(about),
         )
         lines.append("| " + " | ".join(map(cell, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def proved() -> str:
+    """One row for each property, with the test that proves it."""
+    lines = ["| method | property | test |", "| --- | --- | --- |"]
+    for cls in own_methods():
+        for name, said in PROPERTIES.get(cls.name, {}).items():
+            lines.append("| " + " | ".join(map(cell, (f"[{cls.__name__}]({cls.name}.md)", said, f"`test_{name}`"))) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +105,10 @@ def page(cls: type[method.Method]) -> str:
     if about.deviations:
         parts.append("## Where the released code differs\n\n" + bullets(about.deviations))
     if about.verified:
-        parts.append("## Proved beyond the contract tests\n\n" + bullets(about.verified))
+        proofs = {said: f" (`test_{name}`)" for name, said in PROPERTIES.get(cls.name, {}).items()}
+        lines = tuple(said + proofs.get(said, "") for said in about.verified)
+        where = f"Each is a test in `tests/methods/test_{cls.name}.py`.\n\n" if proofs else ""
+        parts.append(f"## Proved beyond the contract tests\n\n{where}" + bullets(lines))
     return "\n\n".join(parts) + "\n"
 
 
@@ -186,6 +199,8 @@ def wanted(root: Path) -> Mapping[Path, str]:
         NOTE
         + "# Methods\n\nOne published method is one file under `paring/methods`. Every one passes the same contract tests.\n\n"
         + table("")
+        + "\n## Proved properties\n\nWhat makes each method this one and no other; a property without its test fails the suite. "
+        "Those of LoRA, SoRA and the spectral cut are on their pages.\n\n" + proved()
     )
     return {
         root / "README.md": readme((root / "README.md").read_text(encoding="utf-8")),

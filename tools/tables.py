@@ -256,6 +256,22 @@ def compress(result: Mapping[str, Any]) -> str:
     )
 
 
+def first_step(result: Mapping[str, Any]) -> str:
+    """A row for each implementation."""
+    said = f"{result['modules']} modules of MiniLM, trec, rank {result['rank']}, {result['batches']} batches of 16."
+    body = (
+        (
+            name,
+            f"{statistics.median(row['missed']):.4f}",
+            f"{max(row['missed']):.4f}",
+            *(f"{row['start'][factor]:.5f}" for factor in ("1", "1000")),
+        )
+        for name, row in result["found"].items()
+    )
+    head = ("LoRA-GA of", "missed, median", "missed, worst", "start / weight", "start / weight, loss x 1000")
+    return f"{said}\n\n{rows(head, body)}"
+
+
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
@@ -274,6 +290,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "budgets": budgets,
     "path": path,
     "compress": compress,
+    "first-step": first_step,
 }
 
 

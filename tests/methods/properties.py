@@ -1,0 +1,77 @@
+"""The properties that make each method this one and no other, and the tests that prove them.
+
+A method's tests are in ``tests/methods/test_<method>.py``, one function ``test_<property>`` for each. What a property says stands in the
+method's ``About.verified``, word for word; the docs print both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "adalora": {
+            "first_step_moves_e_alone": "at the first step A and B have no gradient and E has one; the update is zero",
+            "budget": "the budget at each step is the paper's, and so many triplets are left",
+            "peft_trajectory": "sensitivities, masks and triplets are those of PEFT's AdaLoRA, step by step",
+            "ties_leave_the_budget": "of triplets with equal scores exactly the budget is left",
+            "masked_triplets_may_come_back": "a triplet that was masked may come back until the choice is made for good, and not after",
+            "orthogonality": "the orthogonality term has the gradient of its definition, zero for orthonormal factors",
+            "resume": "a run that goes on at any step ends with the same bits",
+            "export": "the export holds the triplets that are left, as many as the target says",
+        },
+        "dylora": {
+            "output_at_a_rank": "the output at rank b is that of the first b ranks at the scale alpha / b",
+            "no_rank_beyond": "no rank beyond b has a part in the output or a gradient; alone, only the last one has",
+            "hold": "what a step does not train stays, bit for bit, and so does the optimizer's memory of it",
+            "nesting": "truncating the factors at b, exporting at b and setting the rank to b are the same",
+            "draws": "the draws follow from the seed and the step, the same for all modules",
+            "largest_is_lora": "always drawing the largest rank is LoRA, bit for bit",
+        },
+        "lora_fa": {
+            "a_never_moves": "A never moves, and B's gradient is LoRA's",
+            "memory": "nothing as wide as the input is kept for the backward",
+        },
+        "lora_ga": {
+            "start": "the output at the start is the base's, and the base's weight is untouched",
+            "orthogonal": "the rows of A and the columns of B are orthogonal, of norm c",
+            "first_step": "one step of gradient descent moves the update by the truncated SVD of rank 2r of the full gradient",
+            "scale_of_the_loss": "the start does not change when the loss is multiplied",
+            "export": "the export is a plain LoRA of rank 2r, equal to the merged model",
+            "gradient": "the gradient is that of the loss by the weight, whatever memory it is given and however often a module is called",
+            "refused": "training before calibration is refused",
+        },
+        "lora_plus": {
+            "b_has_its_own_rate_under_any_schedule": "B's rate is the ratio times A's under any schedule, in a plain loop and with Trainer",
+            "the_groups_are_those_of_peft_but_for_vectors": "the groups are those of PEFT's create_loraplus_optimizer, but for vectors",
+            "with_a_trainer": "an optimizer that steps both alike is told so",
+        },
+        "lora_sb": {
+            "start": "s B R A at the start is the truncated SVD of -rate x sign(G)",
+            "orthonormal": "A's rows and B's columns are orthonormal, also on a bfloat16 base",
+            "only_the_core": "only R is trained, r^2 parameters a module",
+            "first_output": "the first output differs from the base's by exactly s B R A x",
+            "projection": "a step on R moves the weight by the two-sided projection of the full gradient",
+            "scale_of_the_loss": "the start does not change when the loss is multiplied",
+            "refused": "training before calibration is refused",
+        },
+        "lora_xs": {
+            "start": "A and B are the weight's leading singular triplets, and frozen",
+            "only_the_core": "only R is trained, r^2 parameters a module",
+            "projection": "a step on R moves the weight by the two-sided projection of the full gradient",
+        },
+        "olora": {
+            "start": "at the start B's columns are orthonormal and B A is the leading part of W = Q R, as in PEFT's olora",
+            "residual": "the residual W - s B0 A0 is PEFT's modified base weight",
+            "export": "the export is a plain LoRA of rank 2r on the untouched base",
+        },
+        "pissa": {
+            "start": "s B A at the start is the truncated SVD of the weight, and its factors are those of PEFT's pissa",
+            "residual": "the residual W - s B0 A0 is PEFT's modified base weight",
+            "training": "training moves the output as it does in PEFT with the base modified",
+            "export": "the export is a plain LoRA of rank 2r on the untouched base",
+        },
+    }
+)
+"""{method: {property: what it says}}"""

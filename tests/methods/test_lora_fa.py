@@ -1,0 +1,58 @@
+"""LoRA-FA: A stays, and what it would have needed is not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import paring
+from paring.attach.find import slots
+from paring.method import Method
+from paring.methods.lora import LoRA
+from paring.methods.lora_fa import LoRAFA
+from tests.methods.small import adapted, batch, run
+
+
+def test_a_never_moves() -> None:
+    model, lora = adapted(LoRAFA(rank=2)), adapted(LoRA(rank=2))
+    start = {path: slot.A.detach().clone() for path, slot in slots(model).items()}
+    for one in (model, lora):
+        # Off zero, so that A would have a gradient.
+        for slot in slots(one).values():
+            with torch.no_grad():
+                slot.B.fill_(0.1)
+        one(**batch())["loss"].backward()
+    for path, slot in slots(model).items():
+        assert slot.A.grad is None
+        assert slots(lora)[path].A.grad.abs().max() > 0
+        torch.testing.assert_close(slot.B.grad, slots(lora)[path].B.grad)
+    run(model, 4)
+    assert all(torch.equal(slot.A, start[path]) for path, slot in slots(model).items())
+
+
+def kept(method: Method, wrap: Callable[[nn.Module], None] = lambda model: None) -> int:
+    """Entries that one module keeps for the backward, parameters aside."""
+    torch.manual_seed(0)
+    model = paring.adapt(nn.Sequential(nn.Linear(64, 48)), method, target_modules=["0"], seed=0).train()
+    wrap(model)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    x = torch.randn(100, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    y.sum().backward()
+    return sum(sizes.values())
+
+
+def test_memory() -> None:
+    # A x, 2 entries a row; LoRA keeps x as well, 64 a row.
+    assert kept(LoRAFA(rank=2)) <= 100 * 2 + 2 * (64 + 48)
+    assert kept(LoRA(rank=2)) >= 100 * 64

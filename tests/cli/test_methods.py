@@ -1,0 +1,97 @@
+"""Every method from the command line: trained, exported, loaded by stock PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import paring
+from paring import method as methods
+from paring.cli.run.loaded import load_checkpoint
+from tests.cli.conftest import TRAIN, sentences
+
+Run = Callable[..., int]
+FLAGS = {key: value for key, value in TRAIN.items() if key not in ("penalty", "rank")}
+SETTINGS: dict[str, dict[str, Any]] = {"adalora": {"rank": 4, "target": 2, "every": 1}, "sora": {"rank": 4, "penalty": 0.5}}
+LAST = "checkpoint-8"
+
+
+def trained(name: str, bert: Path, moods: Path, run: Run, folder: Path) -> Path:
+    settings = SETTINGS.get(name, {"rank": 4})
+    assert run("train", method=name, **settings, **FLAGS, model_name_or_path=bert, dataset_name=moods, output_dir=folder) == 0
+    return folder
+
+
+@torch.inference_mode()
+def same_outputs(folder: Path, checkpoint: Path, bert: Path, rank: int | None = None) -> None:
+    """What stock PEFT makes of an export is what the live model says."""
+    model, _ = load_checkpoint(checkpoint, None)
+    if rank is not None:
+        paring.set_rank(model, rank)
+    inputs = AutoTokenizer.from_pretrained(bert)([text for text, _ in sentences(8, seed=3)], return_tensors="pt", padding=True)
+    loaded = PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2), str(folder)).eval()
+    live, theirs = model.eval()(**inputs).logits, loaded(**inputs).logits
+    torch.testing.assert_close(theirs, live, rtol=1e-4, atol=1e-5)
+    with loaded.disable_adapter():
+        assert (loaded(**inputs).logits - theirs).abs().max() > 1e-4, "the adapter does nothing"
+
+
+@pytest.mark.parametrize("name", methods._own())
+def test_it_trains_and_leaves(name: str, bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained(name, bert, moods, run, tmp_path / "run")
+    same_outputs(folder / "adapter", folder / LAST, bert)
+    assert ("start: read off the gradient" in capsys.readouterr().err) == (name in ("lora_ga", "lora_sb"))
+
+
+def test_a_nested_adapter_is_exported_at_any_rank(
+    bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained("dylora", bert, moods, run, tmp_path / "run")
+    for rank in (1, 3):
+        assert run("export", folder / LAST, tmp_path / str(rank), rank=rank) == 0
+        assert set(paring.read(tmp_path / str(rank)).ranks.values()) == {rank}
+        same_outputs(tmp_path / str(rank), folder / LAST, bert, rank)
+    capsys.readouterr()
+    assert run("export", folder / LAST, tmp_path / "five", rank=5) != 0
+    assert "ranks 1 to 4" in capsys.readouterr().err
+    assert not (tmp_path / "five").exists()
+
+
+def test_a_rank_of_what_is_not_nested_is_refused(
+    bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained("lora", bert, moods, run, tmp_path / "run")
+    assert run("export", folder / LAST, tmp_path / "two", rank=2) != 0
+    assert "paring compress" in capsys.readouterr().err
+
+
+def test_calibration_draws_nothing_and_is_not_repeated(
+    bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = trained("lora_ga", bert, moods, run, tmp_path / "whole")
+    flags = {**FLAGS, "method": "lora_ga", "rank": 4, "model_name_or_path": bert, "dataset_name": moods, "output_dir": tmp_path / "again"}
+    assert run("train", **flags) == 0
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again/adapter" / weights).read_bytes() == (whole / "adapter" / weights).read_bytes()
+    capsys.readouterr()
+    assert run("train", **{**flags, "num_train_epochs": 3}, overwrite=True, resume_from_checkpoint=tmp_path / "again" / LAST) == 0
+    assert "start: read off" not in capsys.readouterr().err
+
+
+def test_no_batches_to_calibrate_with(bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {**FLAGS, "method": "lora_sb", "calibration_batches": 0}
+    assert run("train", **flags, model_name_or_path=bert, dataset_name=moods, output_dir=tmp_path / "run") != 0
+    assert "--calibration_batches 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_path_of_a_method_without_one(bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {**FLAGS, "method": "pissa", "rank": 4}
+    assert run("train", **flags, tolerance="1se", model_name_or_path=bert, dataset_name=moods, output_dir=tmp_path / "run") != 0
+    assert "spectral" in capsys.readouterr().err

@@ -245,3 +245,17 @@ def test_a_skipped_step_weighs_nothing() -> None:
 def test_settings_that_are_none(settings: dict[str, Any], said: str, unchecked: None) -> None:
     with pytest.raises(SettingError, match=said):
         AdaLoRA(**settings)
+
+
+def test_sensitivities_stay_float32_on_a_bfloat16_base() -> None:
+    model = paring.adapt(net().bfloat16(), METHOD, target_modules=list(WIDTHS), seed=0).train()
+    train.plan(model, steps=STEPS)
+    for step in range(3):
+        model(**{key: value.bfloat16() for key, value in batch(step).items()})["loss"].backward()
+        if not step:
+            optimizer = train.create_optimizer(model, lr=1e-2)
+        optimizer.step()
+        optimizer.zero_grad()
+    for slot in slots(model).values():
+        assert {buffer.dtype for name, buffer in slot.named_buffers() if name.startswith(("mean", "spread"))} == {torch.float32}
+        assert slot.get_buffer("mean_A").any()

@@ -67,7 +67,8 @@ def dense_weight(path: str, base: nn.Module) -> Tensor:
         TargetError: it is sharded, or quantised in a way that PEFT cannot undo.
     """
     try:
-        found = dequantize_module_weight(base)
+        found = _int8(base)
+        found = dequantize_module_weight(base) if found is None else found
     except (TypeError, AttributeError, ValueError, ImportError) as error:
         raise TargetError(
             f"The weight of {path!r} ({type(base).__name__}) cannot be read ({error}), and this method starts from it. Attach the adapter "
@@ -80,6 +81,17 @@ def dense_weight(path: str, base: nn.Module) -> Tensor:
             "Attach the adapter before the model is sharded, or choose a method that starts from zero."
         )
     return weight.T if isinstance(base, Conv1D) else weight
+
+
+def _int8(base: nn.Module) -> Tensor | None:
+    """The weight of an 8-bit linear of bitsandbytes: rows of int8 in units of their scale / 127. PEFT's way of reading it would move it."""
+    weight, state = base._parameters.get("weight"), vars(base).get("state")
+    if weight is None or weight.dtype is not torch.int8 or state is None:
+        return None
+    # The scales are the weight's until the first forward, and the state's from then on.
+    scales = vars(weight).get("SCB")
+    scales = vars(state).get("SCB") if scales is None else scales
+    return None if scales is None else weight.data.float() * (scales.to(weight.device).float()[:, None] / 127.0)
 
 
 def promoted(weight: Tensor) -> torch.dtype:

@@ -67,10 +67,10 @@ class Allocator(Leader):
         skipped = found_inf is not None and bool(found_inf)
         if step < end and not skipped:
             self._weigh(vars(optimizer).get("grad_scale"))
-        if step >= end and not all(bool(slot.settled) for slot in self.slots.values()):
+        if step >= end and not all(slot.is_settled for slot in self.slots.values()):
             self.choose(self.goal)
             for slot in self.slots.values():
-                slot.settled.fill_(True)
+                slot.settle()
         elif step >= end:
             self._mask()
         elif step % self.update.every == 0:

@@ -146,7 +146,7 @@ class AdaLoRA(Method):
     def unfinished(self, slots: Mapping[str, Slot]) -> str | None:
         """Whether the choice is still to be made for good."""
         found = [slot for slot in slots.values() if isinstance(slot, Triplet)]
-        if all(bool(slot.settled) for slot in found):
+        if all(slot.is_settled for slot in found):
             return None
         return (
             f"The ranks have not been chosen for good after {max(slot.taken for slot in found)} optimizer steps. Train the adapter to the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -77,6 +77,14 @@ class Followed(LowRank):
         """Note that an optimizer's step has moved the factors."""
         self._taken = self.taken + 1
         self.steps.add_(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Followed:
+        """Move with the model, but keep running sums and means in float32: what is added to them is far below bfloat16's resolution."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype in (torch.bfloat16, torch.float16):
+                self.register_buffer(name, buffer.float())
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -3,6 +3,7 @@ r"""AdaLoRA's parameterisation: :math:`\Delta W = s\,B\,\mathrm{diag}(E)\,A`, we
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,19 @@ class Triplet(Followed):
         # Which triplets stay for good, and whether that has been decided.
         self.register_buffer("kept", torch.ones(start.rank, dtype=torch.bool))
         self.register_buffer("settled", torch.zeros((), dtype=torch.bool))
+        self._settled: bool | None = False
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the choice has been made for good, looked up once: a look waits for the device."""
+        if self._settled is None:
+            self._settled = bool(self.settled)
+        return self._settled
+
+    def settle(self) -> None:
+        """Note that it has been made."""
+        self._settled = True
+        self.settled.fill_(True)
 
     def sensitivity(self, kind: str) -> list[Tensor]:
         """The buffers of one kind, ``"mean"`` or ``"spread"``, in the order of :data:`NAMES`."""
@@ -63,6 +77,10 @@ class Triplet(Followed):
     def factors(self) -> Factors:
         """A detached copy of the update; E is its gate."""
         return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), gate=whole(self.E).clone(), scale=self.scale)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._settled = None
 
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """All three are factors."""

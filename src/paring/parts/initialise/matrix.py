@@ -46,11 +46,15 @@ class MatrixStart(ABC):
 def leading(matrix: Tensor, rank: int, iterations: int | None, generator: torch.Generator) -> SVD:
     """The leading singular triplets, exact, or from a randomised decomposition with so many power iterations.
 
-    The sketch of the randomised one is four times as wide as what is asked for.
+    The sketch of the randomised one is four times as wide as what is asked for. The largest entry of each right vector is positive: signs
+    are anybody's, and where A and B take their vectors from different triplets they make another start.
     """
     if iterations is None:
-        return truncated_svd(matrix, rank)
-    return randomised_svd(matrix, rank, oversample=3 * rank, iterations=iterations, generator=generator)
+        svd = truncated_svd(matrix, rank)
+    else:
+        svd = randomised_svd(matrix, rank, oversample=3 * rank, iterations=iterations, generator=generator)
+    signs = torch.sign(svd.vt.gather(1, svd.vt.abs().argmax(dim=1, keepdim=True))).squeeze(1)
+    return svd._replace(u=svd.u * signs, vt=signs[:, None] * svd.vt)
 
 
 def check_iterations(iterations: object) -> None:

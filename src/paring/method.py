@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from paring.core.coding import Coded, number
+from paring.core.coding import Coded, choice, number, positive_int
 from paring.core.errors import SettingError, near
 from paring.parts.parameterise.base import Role, Slot
 from paring.parts.parameterise.followed import Leader
@@ -140,6 +140,19 @@ class Method(Coded, ABC):
     def example(self) -> Method:
         """A small instance for tests and documentation: the defaults, but for what has none."""
         return self
+
+
+def check_common(*, rank: int, alpha: float, dropout: float, scaling: str | None = None) -> None:
+    """Refuse what is wrong for every method that has these settings.
+
+    Raises:
+        SettingError: names the setting.
+    """
+    positive_int("rank", rank)
+    number("alpha", alpha, low=0.0, open_low=True)
+    number("dropout", dropout, low=0.0, high=1.0, open_high=True)
+    if scaling is not None:
+        choice("scaling", scaling, ("standard", "rs"))
 
 
 def check_rank(rank: int, shape: Shape) -> None:

@@ -21,11 +21,11 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import choice, member, number, positive_int
+from paring.core.coding import member, number
 from paring.core.errors import SettingError
 from paring.core.factors import Factors
 from paring.lead.allocator import Allocator
-from paring.method import About, Method, check_rank
+from paring.method import About, Method, check_common, check_rank
 from paring.parts.allocate.sensitivity import Orthogonality, Sensitivity
 from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.low_rank import Scaling, scale_of
@@ -103,10 +103,7 @@ class AdaLoRA(Method):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        choice("scaling", self.scaling, ("standard", "rs"))
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         number("orthogonality", self.orthogonality, low=0.0)
         member("allocation", self.allocation, Update)
         if self.target > self.rank:

@@ -19,8 +19,8 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import number, positive_int
-from paring.method import About, Method, check_rank
+from paring.core.coding import number
+from paring.method import About, Method, check_common, check_rank
 from paring.parts.initialise.gradient import FirstUpdate
 from paring.parts.parameterise.core import Core
 from paring.parts.parameterise.low_rank import scale_of
@@ -72,10 +72,7 @@ class LoRASB(Method):
     iterations: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        if self.alpha is not None:
-            number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        check_common(rank=self.rank, alpha=1.0 if self.alpha is None else self.alpha, dropout=self.dropout)
         number("first_rate", self.first_rate, low=0.0, open_low=True)
         self._rule()
 

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import number, positive_int
-from paring.method import About, Method, check_rank
+from paring.core.coding import number
+from paring.method import About, Method, check_common, check_rank
 from paring.parts.initialise.principal import Singular
 from paring.parts.parameterise.core import Core
 from paring.parts.parameterise.low_rank import scale_of
@@ -61,9 +61,7 @@ class LoRAXS(Method):
     iterations: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout)
         number("noise", self.noise, low=0.0)
         Singular(iterations=self.iterations)
 

@@ -15,8 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import choice, number, positive_int
-from paring.method import About, Method, check_rank
+from paring.method import About, Method, check_common, check_rank
 from paring.parts.initialise.orthonormal import Orthonormal
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.parameterise.shifted import Shifted
@@ -58,10 +57,7 @@ class OLoRA(Method):
     scaling: Scaling = "standard"
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        choice("scaling", self.scaling, ("standard", "rs"))
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
 
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""

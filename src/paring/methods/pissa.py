@@ -16,8 +16,7 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import choice, number, positive_int
-from paring.method import About, Method, check_rank
+from paring.method import About, Method, check_common, check_rank
 from paring.parts.initialise.principal import Principal
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.parameterise.shifted import Shifted
@@ -65,10 +64,7 @@ class PiSSA(Method):
     iterations: int | None = None
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        choice("scaling", self.scaling, ("standard", "rs"))
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         Principal(iterations=self.iterations)
 
     def check(self, shape: Shape) -> None:

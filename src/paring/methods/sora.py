@@ -23,9 +23,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from paring.core.adapter import Adapter
-from paring.core.coding import choice, member, number, positive_int
+from paring.core.coding import choice, member, number
 from paring.core.errors import SettingError
-from paring.method import About, Method, Rate, check_rank, part
+from paring.method import About, Method, Rate, check_common, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.from_adapter import FromAdapter
 from paring.parts.initialise.kaiming import KaimingZero
@@ -118,10 +118,7 @@ class SoRA(Method):
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        choice("scaling", self.scaling, ("standard", "rs"))
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         number("penalty", self.penalty, low=0.0)
         if self.fade is not None:
             number("fade", self.fade, low=0.0, open_low=True)

@@ -20,9 +20,9 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import choice, member, number, positive_int
+from paring.core.coding import member
 from paring.lead.cutter import Cutter
-from paring.method import About, Method, check_rank, part
+from paring.method import About, Method, check_common, check_rank, part
 from paring.parts.allocate.budget import Budget, Knee
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.kaiming import KaimingZero
@@ -89,10 +89,7 @@ class Spectral(Method):
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
-        positive_int("rank", self.rank)
-        number("alpha", self.alpha, low=0.0, open_low=True)
-        number("dropout", self.dropout, low=0.0, high=1.0, open_high=True)
-        choice("scaling", self.scaling, ("standard", "rs"))
+        check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         member("init", self.init, Initialiser)
         # When to cut, and down to what, is checked where it is used.
         member("cut", self.cut, Update)

@@ -17,6 +17,7 @@ from paring.cli.commands.verify import grouped, worded
 from paring.cli.run.loaded import load_checkpoint, load_trained
 from paring.cli.run.outputs import logits
 from paring.exchange.engines import Finding
+from paring.method import load, names
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -138,6 +139,23 @@ def test_methods_lists_the_registry(run: Run, capsys: Capture) -> None:
     assert run("methods", "--json") == 0
     assert {"lora", "sora"} <= {row["name"] for row in json.loads(capsys.readouterr().out)}
     assert run("methods") == 0
+
+
+@pytest.mark.parametrize("name", names())
+def test_methods_tells_all_of_one(name: str, run: Run, capsys: Capture) -> None:
+    about = load(name).about
+    assert run("methods", method=name) == 0
+    said = capsys.readouterr().out
+    assert all(text in said for text in (about.title, about.paper, about.parameters, *about.verified, *about.deviations))
+    assert "`" not in said.split("Defaults:")[0]
+    assert "\\" not in said.split("Defaults:")[0]
+    assert run("methods", "--json", method=name) == 0
+    assert json.loads(capsys.readouterr().out)["verified"] == list(about.verified)
+
+
+def test_methods_knows_near_names(run: Run, capsys: Capture) -> None:
+    assert run("methods", method="lorra") != 0
+    assert "Did you mean" in capsys.readouterr().err
 
 
 def test_language_model_from_training_to_fused_text(

@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of
 from paring.cli.run.budgets import entry_bytes, written
+from paring.cli.words import plain
 from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], sta
     from paring.method import load
 
     kind = load(method)
-    described = {item.arg_name: _plain(item.description or "") for item in parse_docstring(kind.__doc__ or "").params}
+    described = {item.arg_name: plain(item.description or "") for item in parse_docstring(kind.__doc__ or "").params}
     hints = typing.get_type_hints(kind)
     group = parser.add_argument_group(f"Settings of {method} ({kind.about.title})")
     for item in dataclasses.fields(kind):
@@ -201,11 +202,3 @@ def starting_method(method: str, source: str) -> Method:
         raise SettingError(f"Method {method!r} cannot start from a trained adapter (--init_adapter); these can: {', '.join(able)}.")
     check_exported(source)
     return kind.from_adapter(paring.read(source), source=source)
-
-
-def _plain(text: str) -> str:
-    """A docstring's description without its markup, for a terminal."""
-    text = re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
-    text = re.sub(r"\\(lambda|alpha|eta)\b", r"\1", text)
-    text = re.sub(r"\\sqrt\s*(\w)", r"sqrt(\1)", text)
-    return re.sub(r"\\([a-z]+)", r"\1", " ".join(text.split()))

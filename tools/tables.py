@@ -256,6 +256,34 @@ def compress(result: Mapping[str, Any]) -> str:
     )
 
 
+def rivals(result: Mapping[str, Any]) -> str:
+    """A row for each task, contestant and size; then what the sizes come to."""
+    body = (
+        (
+            task,
+            row["contestant"],
+            f"{row['parameters']:,.0f}",
+            f"{row['rate']:g}",
+            f"{100 * row['mean']:.2f} [{100 * min(row['dev']):.2f}, {100 * max(row['dev']):.2f}]",
+            f"{row['seconds']:.0f}",
+        )
+        for task, found in result["tables"].items()
+        for row in found
+    )
+    duels = (
+        (
+            f"1/{round(1 / row['share'])}",
+            f"{row['difference']:+.2f}",
+            f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+            "; ".join(f"{task}: {name}" for task, name in row["rivals"].items()),
+        )
+        for row in result["duels"]
+    )
+    table = rows(("task", "contestant", "parameters", "rate", "dev accuracy [least, most]", "seconds"), body)
+    versus = rows(("size, of LoRA r 8", "spectral cut minus rival, points", "interval of 95%", "the rival that the tenth chose"), duels)
+    return f"{table}\n\n{versus}"
+
+
 def first_step(result: Mapping[str, Any]) -> str:
     """A row for each implementation."""
     said = f"{result['modules']} modules of MiniLM, trec, rank {result['rank']}, {result['batches']} batches of 16."
@@ -291,6 +319,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "path": path,
     "compress": compress,
     "first-step": first_step,
+    "rivals": rivals,
 }
 
 

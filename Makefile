@@ -42,7 +42,7 @@ demo: setup  ## Train SoRA and LoRA on real tweets, export, check, report: about
 	$(BIN)/paring demo $(ARGS)
 
 test: setup  ## The tests that every change must pass.
-	$(OFFLINE) $(BIN)/python -m pytest -m "not slow" --durations=10 $(ARGS)
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist loadfile --durations=10 $(ARGS)
 
 test-slow: setup  ## The tests that take minutes.
 	$(OFFLINE) $(BIN)/python -m pytest -m slow --durations=10 $(ARGS)

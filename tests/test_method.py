@@ -17,10 +17,12 @@ import torch
 import paring.methods
 from paring import method
 from paring.core.adapter import Adapter
-from paring.core.errors import SettingError
+from paring.core.errors import AdapterError, SettingError
 from paring.core.factors import Factors
-from paring.method import Method, Rate, check_rank
+from paring.method import Method, Rate, check_rank, decode
 from paring.methods.lora import LoRA
+from paring.methods.lora_fa import LoRAFA
+from paring.methods.lora_plus import LoRAPlus
 from paring.methods.sora import SoRA
 from paring.parts.initialise.from_adapter import FromAdapter
 from paring.parts.initialise.kaiming import KaimingZero
@@ -306,6 +308,29 @@ def test_sora_from_adapter_starts_at_the_adapter(generator: torch.Generator) -> 
     assert SoRA.from_adapter(dead).rank == 1
     with pytest.raises(SettingError, match="penalty=-1"):
         SoRA.from_adapter(adapter, penalty=-1.0)
+
+
+@pytest.mark.parametrize("kind", [LoRA, LoRAPlus, LoRAFA])
+def test_lora_from_adapter_keeps_every_module_s_rank(kind: type[LoRA], generator: torch.Generator) -> None:
+    other = Shape(path="other", in_features=12, out_features=8)
+    modules = {
+        shape.path: Factors(a=torch.randn(rank, 12, generator=generator), b=torch.randn(8, rank, generator=generator), scale=0.5)
+        for shape, rank in ((SHAPE, 3), (other, 1))
+    }
+    adapter = Adapter(modules=modules)
+    value = kind.from_adapter(adapter, "folder", alpha=4)
+    assert value.rank == 3
+    for shape in (SHAPE, other):
+        found = value.slot(shape, generator).factors()
+        assert found.rank == modules[shape.path].rank
+        assert found.scale == 4 / 3
+        torch.testing.assert_close(found.materialise(), modules[shape.path].materialise())
+    # Read back from a checkpoint's configuration, the shapes are those of the weights to be loaded.
+    back = decode(json.loads(json.dumps(value.encode())))
+    with pytest.warns(UserWarning, match="'folder'"):
+        assert back.slot(other, generator).factors().rank == 1
+    with pytest.raises(AdapterError, match="no ranks for it"):
+        value.slot(Shape(path="third", in_features=12, out_features=8), generator)
 
 
 @pytest.mark.parametrize("settings", [{"multiple": 0.0}, {"multiple": -1.0}, {"decay": -0.1}, {"decay": float("nan")}])

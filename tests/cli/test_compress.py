@@ -100,3 +100,22 @@ def test_nothing_is_overwritten_unasked(trained: Path, run: Run, tmp_path: Path,
     assert run("compress", trained / "adapter", tmp_path / "small", "--rank", 2, "--overwrite") == 0
     assert run("compress", trained, tmp_path / "other", rank=1) != 0
     assert "give that" in capsys.readouterr().err
+
+
+def test_a_compressed_adapter_is_refined_at_its_own_ranks(trained: Path, bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    assert run("compress", trained / "adapter", tmp_path / "small", budget="50%") == 0
+    small = paring.read(tmp_path / "small")
+    assert len(set(small.ranks.values())) > 1, "all ranks are alike, so nothing is shown"
+    flags = {"method": "lora", "init_adapter": tmp_path / "small", "model_name_or_path": bert, "dataset_name": moods, "seed": 0}
+    more = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 2, "output_dir": tmp_path / "refined"}
+    assert run("train", **flags, **more, max_steps=4) == 0
+    refined = paring.read(tmp_path / "refined" / "adapter")
+    assert refined.ranks == {path: rank for path, rank in small.ranks.items() if rank}
+    path = max(refined.ranks, key=lambda path: refined.ranks[path])
+    before, after = small.modules[path].materialise(), refined.modules[path].materialise()
+    assert 0 < float((after - before).norm()) < 0.5 * float(before.norm())
+    # And a checkpoint of such ranks goes on.
+    whole = (tmp_path / "refined" / "adapter" / "adapter_model.safetensors").read_bytes()
+    again = {**more, "output_dir": tmp_path / "refined", "resume_from_checkpoint": tmp_path / "refined" / "checkpoint-2"}
+    assert run("train", **flags, **again, max_steps=4) == 0
+    assert (tmp_path / "refined" / "adapter" / "adapter_model.safetensors").read_bytes() == whole

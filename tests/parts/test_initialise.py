@@ -111,7 +111,7 @@ def test_a_rank_below_the_adapters_is_refused() -> None:
 
 def test_the_adapter_is_not_written_into_configurations() -> None:
     initialiser = FromAdapter(source="somewhere", adapter=trained())
-    assert initialiser.encode() == {"name": "from_adapter", "version": 1, "source": "somewhere"}
+    assert initialiser.encode() == {"name": "from_adapter", "version": 1, "source": "somewhere", "ranks": None}
     back = Initialiser.decode(initialiser.encode())
     assert back == initialiser
     assert hash(back) == hash(initialiser)

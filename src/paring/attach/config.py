@@ -21,7 +21,8 @@ LORA = {
     "lora_dropout": "a setting of the method: method=SoRA(dropout=...)",
     "use_rslora": "a setting of the method: method=SoRA(scaling='rs')",
     "init_lora_weights": "a setting of the method, with two values: method=SoRA(init=KaimingZero()), the default, which is True, and "
-    "method=SoRA.from_adapter(...), which starts from a trained LoRA (FromAdapter)",
+    "method=SoRA.from_adapter(...), which starts from a trained LoRA (FromAdapter). PiSSA, OLoRA and LoRAGA are methods of their own",
+    "lora_ga_config": "a method of its own, method=LoRAGA(...), with paring.calibrate(model, batches)",
     "rank_pattern": "found: every module starts with SoRA(rank=...), and the export writes the ranks that are left",
     "alpha_pattern": "one scale for all modules, SoRA(alpha=...)",
     "fan_in_fan_out": "told by the module itself, so leave it out",
@@ -47,7 +48,6 @@ NOT_HERE = {
     "eva_config": _START,
     "corda_config": _START,
     "loftq_config": _START,
-    "lora_ga_config": _START,
     "target_parameters": "bare parameters (fused experts) are not adapted; name linear modules in target_modules",
     "trainable_token_indices": _EMBEDDINGS,
     "ensure_weight_tying": _EMBEDDINGS,

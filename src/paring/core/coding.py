@@ -79,6 +79,9 @@ class Coded:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        # As a file gives it back.
+        return [_plain(item) for item in value]
     return value.encode() if isinstance(value, Coded) else value
 
 

@@ -10,13 +10,16 @@ Source: Hu et al., LoRA (arXiv 2106.09685, ICLR 2022); Kalajdzievski, rsLoRA (ar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
+from paring.core.adapter import Adapter
 from paring.core.coding import member
+from paring.core.factors import Factors
 from paring.method import About, Method, check_common, check_rank, part
 from paring.parts.initialise.base import Initialiser
+from paring.parts.initialise.from_adapter import FromAdapter
 from paring.parts.initialise.kaiming import KaimingZero
 from paring.parts.parameterise.low_rank import LowRank, Scaling, scale_of
 from paring.parts.shape import Shape
@@ -60,11 +63,31 @@ class LoRA(Method):
 
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""
-        check_rank(self.rank, shape)
-        self.init.check(shape, self.rank)
+        rank = self.init.rank(shape, self.rank)
+        check_rank(rank, shape)
+        self.init.check(shape, rank)
+
+    @classmethod
+    def from_adapter(cls, adapter: Adapter, source: str | None = None, **settings: Any) -> Self:
+        """Train a LoRA on: the first forward equals the adapter's, and each module keeps its rank.
+
+        The scale is that of ``rank`` for all modules, and B takes up the difference to the adapter's own.
+
+        Args:
+            adapter: what :func:`paring.read` returns; a compressed one is refined so.
+            source: where it was read from, for the record.
+            settings: any setting of the method. ``rank``, which only the scale follows from, defaults to the adapter's largest.
+        """
+        settings.setdefault("rank", max(adapter.max_rank, 1))
+        ranks = tuple((path, rank) for path, rank in adapter.ranks.items() if rank)
+        return cls(init=FromAdapter(source=source, ranks=ranks, adapter=adapter), **settings)
+
+    def factors(self, shape: Shape, generator: torch.Generator) -> Factors:
+        """Where a module's factors start."""
+        self.check(shape)
+        scale = scale_of(self.alpha, self.rank, self.scaling)
+        return self.init.factors(shape, self.init.rank(shape, self.rank), scale, generator)
 
     def slot(self, shape: Shape, generator: torch.Generator) -> LowRank:
         """Two factors, no gate."""
-        self.check(shape)
-        scale = scale_of(self.alpha, self.rank, self.scaling)
-        return LowRank(self.init.factors(shape, self.rank, scale, generator), self.dropout)
+        return LowRank(self.factors(shape, generator), self.dropout)

@@ -17,7 +17,6 @@ import torch
 
 from paring.method import About
 from paring.methods.lora import LoRA
-from paring.parts.parameterise.low_rank import scale_of
 from paring.parts.parameterise.up_only import UpOnly
 from paring.parts.shape import Shape
 
@@ -53,5 +52,4 @@ class LoRAFA(LoRA):
 
     def slot(self, shape: Shape, generator: torch.Generator) -> UpOnly:
         """Two factors, of which one is trained."""
-        self.check(shape)
-        return UpOnly(self.init.factors(shape, self.rank, scale_of(self.alpha, self.rank, self.scaling), generator), self.dropout)
+        return UpOnly(self.factors(shape, generator), self.dropout)

@@ -80,12 +80,16 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
     base = load_base(options.model, task, options.training.seed)
     if template is not None:
         base.tokenizer.chat_template = template
+    wanted = targets(options.adapter.target_modules)
     if options.adapter.init_adapter is not None:
         take_heads(base, options.adapter.init_adapter, task)
+        if wanted == "all-linear":
+            wanted = [path for path, rank in paring.read(options.adapter.init_adapter).ranks.items() if rank]
+            say(f"adapter: on the {len(wanted)} modules that {options.adapter.init_adapter!r} has (--target_modules says otherwise)")
     model = paring.adapt(
         base.model,
         method,
-        target_modules=targets(options.adapter.target_modules),
+        target_modules=wanted,
         exclude_modules=None if options.adapter.exclude_modules is None else targets(options.adapter.exclude_modules),
         modules_to_save=listed(options.adapter.modules_to_save),
         task_type=task.task_type,

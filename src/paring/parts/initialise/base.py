@@ -21,6 +21,10 @@ class Initialiser(Coded):
             AdapterError: names the module and what does not fit.
         """
 
+    def rank(self, shape: Shape, rank: int) -> int:
+        """The ranks that a module gets, where the method's setting is ``rank``."""
+        return rank
+
     @abstractmethod
     def factors(self, shape: Shape, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors of one module.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -27,12 +27,36 @@ class FromAdapter(Initialiser):
         adapter: the trained adapter. It is not written into configurations: once training has begun the weights are in
             the checkpoint, and a configuration read back only tells where the run started.
         source: the folder or hub id it was read from, for the record.
+        ranks: where given, ``(module, rank)``: each module has this rank and not the method's, so that an adapter with ranks of its own is
+            trained on as it is.
     """
 
     name: ClassVar[str] = "from_adapter"
 
     source: str | None = None
+    ranks: tuple[tuple[str, int], ...] | list[list[Any]] | None = None
     adapter: Adapter | None = field(default=None, metadata={"transient": True}, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.ranks is not None:
+            # Lists, where they come out of a file.
+            object.__setattr__(self, "ranks", tuple((str(path), int(rank)) for path, rank in self.ranks))
+
+    def rank(self, shape: Shape, rank: int) -> int:
+        """The module's own rank, where ranks are kept.
+
+        Raises:
+            AdapterError: the adapter does not know the module.
+        """
+        if self.ranks is None:
+            return rank
+        known = {path: int(own) for path, own in self.ranks}
+        if shape.path not in known:
+            raise AdapterError(
+                f"Module {shape.path!r} is targeted, but the adapter to start from has no ranks for it."
+                f"{near(shape.path, known)} Target the modules that the adapter has."
+            )
+        return known[shape.path]
 
     def check(self, shape: Shape, rank: int) -> None:
         """Refuse a module that the adapter does not know, or whose shapes or rank do not fit.

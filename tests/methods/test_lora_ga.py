@@ -129,6 +129,26 @@ def test_refused() -> None:
         run(model, 1)
 
 
+def test_of_two_adapters_each_has_the_gradient_of_its_own_head() -> None:
+    method = LoRAGA(rank=RANK)
+    model = paring.adapt(net(), method, target_modules=list(WIDTHS), modules_to_save=["head"], seed=1)
+    paring.adapt(model, method, target_modules=list(WIDTHS), modules_to_save=["head"], seed=1, adapter="second")
+    model.set_adapter("default")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save.second." in name:
+                parameter.mul_(3.0)
+    first, second = (paring.calibrate(model, batches(), adapter=name) for name in ("default", "second"))
+    assert first == {path: pytest.approx(float(gradient.norm())) for path, gradient in full_gradients().items()}
+    other = net()
+    with torch.no_grad():
+        for parameter in other.head.parameters():
+            parameter.mul_(3.0)
+    (sum(other(**one)["loss"] for one in batches()) / 3).backward()
+    assert second == {path: pytest.approx(float(other.get_submodule(path).weight.grad.norm())) for path in WIDTHS}
+    assert model.active_adapters == ["default"]
+
+
 def test_a_checkpoint_needs_no_calibration(tmp_path: Path) -> None:
     from peft import PeftModel
 

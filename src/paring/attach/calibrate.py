@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from paring.attach.find import config_of, layers, slots
@@ -33,8 +34,9 @@ def calibrate(
 
     The gradients of all weights together would take as much memory as full fine-tuning. So modules take turns: each pass over the batches
     forms :math:`G = \sum dY^\top X` of as many modules as fit into ``memory``, and gives them their start; more memory means fewer passes.
-    The gradients are those of the model without adapters, in evaluation mode (without dropout), with its trained heads; nothing of the
-    model changes but the adapter's start. Where several processes train together each brings batches of its own, and the mean is taken.
+    The gradients are those of the model without adapters, in evaluation mode (without dropout), with the heads that this one trains;
+    nothing of the model changes but the adapter's start. Where several processes train together each brings batches of its own, and the
+    mean is taken.
 
     Args:
         model: a model with an adapter whose method starts from a gradient.
@@ -59,7 +61,7 @@ def calibrate(
     assert seed is not None
     norms: dict[str, float] = {}
     for group in _groups(waiting, memory):
-        for path, gradient in _gradients(model, group, kept, loss or _own_loss).items():
+        for path, gradient in _gradients(model, adapter, group, kept, loss or _own_loss).items():
             slot = group[path].slot(adapter)
             assert slot is not None
             norms[path] = float(gradient.norm())
@@ -105,13 +107,13 @@ def _groups(waiting: Mapping[str, ParingLinear], memory: int) -> Iterator[dict[s
 
 
 def _gradients(
-    model: nn.Module, group: Mapping[str, ParingLinear], batches: list[Any], loss: Callable[[nn.Module, Any], Tensor]
+    model: nn.Module, adapter: str, group: Mapping[str, ParingLinear], batches: list[Any], loss: Callable[[nn.Module, Any], Tensor]
 ) -> dict[str, Tensor]:
     """The mean gradient of each module's weight, float32 at least, (out, in)."""
     sums: dict[str, Tensor] = {}
     handles = [layer.get_base_layer().register_forward_hook(_watcher(path, sums)) for path, layer in group.items()]
     try:
-        with _plain(model), torch.enable_grad():
+        with _plain(model, adapter), torch.enable_grad():
             for number, batch in enumerate(batches):
                 value = loss(model, batch)
                 if not bool(torch.isfinite(value.detach()).all()):
@@ -158,19 +160,25 @@ def _watcher(path: str, sums: dict[str, Tensor]) -> Callable[[nn.Module, Any, Te
 
 
 @contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """The model without adapters, in evaluation mode, with nothing that collects gradients; afterwards as it was."""
+def _plain(model: nn.Module, adapter: str) -> Iterator[None]:
+    """The model without adapters but with one's heads, in evaluation mode, and nothing collects gradients; afterwards as it was."""
     modes = {module: module.training for module in model.modules()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     disabled = {layer: layer._disable_adapters for layer in layers(model).values()}
+    wrappers = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper) and adapter in module.modules_to_save]
+    heads = [(wrapper, wrapper._active_adapter) for wrapper in wrappers]
     try:
         model.eval()
+        for wrapper in wrappers:
+            wrapper._active_adapter = [adapter]
         for parameter in wanted:
             parameter.requires_grad_(False)
         for layer in disabled:
             layer._disable_adapters = True
         yield
     finally:
+        for wrapper, active in heads:
+            wrapper._active_adapter = active
         for layer, was in disabled.items():
             layer._disable_adapters = was
         for parameter in wanted:

@@ -219,7 +219,7 @@ def roughen(model: nn.Module, generator: torch.Generator, adapter: str = "defaul
 
 
 def _roughen_slot(slot: Slot, index: int, generator: torch.Generator) -> None:
-    # Where the other factor is as large as the weight, little is much: twelve calls in a row would amplify rounding itself.
+    # Where the other factor is as large as the weight, little is much: several calls in a row would amplify rounding itself.
     noise = 0.03 if isinstance(slot, Waiting) else 0.3
     for _, parameter, role in slot.roles():
         if role.factor:

@@ -50,11 +50,12 @@ class ParingModel(BaseTuner):
         if config.seed is None:
             config.seed = int(torch.randint(2**31 - 1, ()).item())
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        together = {path: slot for path, layer in layers(model).items() if (slot := layer.slot(adapter_name)) is not None}
+        adapted = layers(model)
+        together = {path: slot for path, layer in adapted.items() if (slot := layer.slot(adapter_name)) is not None}
         for path, slot in together.items():
             # On the meta device it is about to be loaded.
             if not any(parameter.is_meta for parameter in slot.parameters()) and slot.wants is Source.WEIGHT:
-                layer = layers(model)[path]
+                layer = adapted[path]
                 slot.begin(dense_weight(path, layer.get_base_layer()), start_generator(config.seed, layer.shape))
         config.method.lead(together, None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ class Allocator(Leader):
         steps: optimizer steps of the whole training, those of a run that is resumed included.
 
     Raises:
-        SettingError: there is no slot, or the target is more than the triplets that there are.
+        SettingError: ``steps`` is no number of steps, or the target is more than the triplets that there are.
     """
+
+    prepares: ClassVar[bool] = True
 
     def __init__(self, slots: Mapping[str, Triplet], update: Sensitivity, steps: int) -> None:
         positive_int("steps", steps)

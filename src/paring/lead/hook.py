@@ -66,6 +66,8 @@ def _prepare(optimizer: Optimizer) -> None:
 
 
 def _before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if not any(slot.leader is None or slot.leader.prepares for slot in followed_slots()):
+        return None
     return once_gradients_are_there(partial(_prepare, optimizer), args, kwargs)
 
 

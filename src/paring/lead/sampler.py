@@ -24,6 +24,7 @@ class Sampler(Leader):
     """
 
     timed: ClassVar[bool] = False
+    prepares: ClassVar[bool] = True
 
     def __init__(self, slots: Mapping[str, Nested]) -> None:
         self.slots = dict(slots)

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import member, number
+from paring.core.coding import member, number, positive_int
 from paring.core.errors import SettingError
 from paring.core.factors import Factors
 from paring.lead.allocator import Allocator
@@ -106,6 +106,8 @@ class AdaLoRA(Method):
     def __post_init__(self) -> None:
         check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         number("orthogonality", self.orthogonality, low=0.0)
+        if self.steps is not None:
+            positive_int("steps", self.steps)
         member("allocation", self.allocation, Update)
         if self.target > self.rank:
             raise SettingError(f"target={self.target} is above rank={self.rank}: triplets are taken away, never added. Raise the rank.")
@@ -122,7 +124,6 @@ class AdaLoRA(Method):
             beta2=self.beta2,
             weight=self.orthogonality,
             form=self.form,
-            steps=self.steps,
         )
 
     @property

@@ -22,6 +22,7 @@ from paring.cli.run.checks import targets
 from paring.cli.run.loaded import labels_of
 from paring.cli.run.options import DataOptions, TrainOptions
 from paring.cli.run.trainer import Rows
+from paring.core.adapter import Adapter
 from paring.core.errors import DataError, SettingError
 from paring.method import Method
 
@@ -82,9 +83,10 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
         base.tokenizer.chat_template = template
     wanted = targets(options.adapter.target_modules)
     if options.adapter.init_adapter is not None:
-        take_heads(base, options.adapter.init_adapter, task)
+        start = paring.read(options.adapter.init_adapter)
+        take_heads(base, start, options.adapter.init_adapter, task)
         if wanted == "all-linear":
-            wanted = [path for path, rank in paring.read(options.adapter.init_adapter).ranks.items() if rank]
+            wanted = [path for path, rank in start.ranks.items() if rank]
             say(f"adapter: on the {len(wanted)} modules that {options.adapter.init_adapter!r} has (--target_modules says otherwise)")
     model = paring.adapt(
         base.model,
@@ -104,9 +106,8 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
 
 
 @torch.no_grad()
-def take_heads(base: Base, source: str, task: Task) -> None:
+def take_heads(base: Base, adapter: Adapter, source: str, task: Task) -> None:
     """Begin with the trained heads of the adapter that is started from, where they are for the same labels."""
-    adapter = paring.read(source)
     if not adapter.heads:
         return
     own = dict(base.model.named_parameters())

@@ -35,7 +35,6 @@ class Sensitivity(Update):
         weight: :math:`\gamma`, the weight of the orthogonality of factors in the loss.
         form: ``"squared"``, :math:`\gamma \sum_m \lVert A A^\top - I \rVert_F^2 + \lVert B^\top B - I \rVert_F^2`, or
             ``"released"``, :math:`\gamma` times the mean of the norms themselves over all factors.
-        steps: T; ``None`` if it is said later.
     """
 
     name: ClassVar[str] = "sensitivity"
@@ -48,7 +47,6 @@ class Sensitivity(Update):
     beta2: float = 0.85
     weight: float = 0.1
     form: Orthogonality = "squared"
-    steps: int | None = None
 
     def __post_init__(self) -> None:
         positive_int("target", self.target)
@@ -64,8 +62,6 @@ class Sensitivity(Update):
         number("beta2", self.beta2, low=0.0, high=1.0, open_low=True, open_high=True)
         number("weight", self.weight, low=0.0)
         choice("form", self.form, ("squared", "released"))
-        if self.steps is not None:
-            positive_int("steps", self.steps)
 
     def end(self, steps: int) -> int:
         """:math:`T - t_f`: the step, counted from 0, at which the choice is made for good; the last one at the latest."""

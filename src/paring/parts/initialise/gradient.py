@@ -11,7 +11,7 @@ from torch import Tensor
 from paring.core.coding import choice, number
 from paring.core.errors import SettingError
 from paring.core.factors import Factors
-from paring.parts.initialise.matrix import MatrixStart, check_iterations, leading
+from paring.parts.initialise.matrix import Decomposed
 from paring.parts.parameterise.base import Source
 from paring.parts.shape import Shape
 
@@ -20,7 +20,7 @@ Size: TypeAlias = Literal["stable", "unit", "gd"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAligned(MatrixStart):
+class GradientAligned(Decomposed):
     r"""With :math:`G = U\,\mathrm{diag}(\sigma)\,V^\top`: :math:`A = c\,V_I^\top` and :math:`B = c\,U_J`, I and J halves of the first 2r.
 
     The singular values have no part in it, so that neither has the scale of the loss. After one step of gradient descent at the rate
@@ -41,13 +41,12 @@ class GradientAligned(MatrixStart):
     direction: Direction = "ArB2r"
     size: Size = "stable"
     gamma: float = 16.0
-    iterations: int | None = None
 
     def __post_init__(self) -> None:
         choice("direction", self.direction, ("ArB2r", "A2rBr", "ArBr", "random"))
         choice("size", self.size, ("stable", "unit", "gd"))
         number("gamma", self.gamma, low=0.0, open_low=True)
-        check_iterations(self.iterations)
+        super().__post_init__()
 
     def check(self, shape: Shape, rank: int) -> None:
         """Refuse a module without 2r singular triplets."""
@@ -67,7 +66,7 @@ class GradientAligned(MatrixStart):
 
     def factors(self, matrix: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors."""
-        svd, order = leading(matrix, 2 * rank, self.iterations, generator), torch.arange(2 * rank)
+        svd, order = self.leading(matrix, 2 * rank, generator), torch.arange(2 * rank)
         if self.direction == "ArBr":
             order = torch.cat([order[1::2], order[0::2]])
         elif self.direction == "A2rBr":
@@ -79,7 +78,7 @@ class GradientAligned(MatrixStart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstUpdate(MatrixStart):
+class FirstUpdate(Decomposed):
     r"""The best approximation of rank r of Adam's first step, :math:`D = -\eta_1\,\mathrm{sign}(G)`.
 
     With :math:`D \approx U_r\,\mathrm{diag}(\sigma)\,V_r^\top`: :math:`A = V_r^\top`, :math:`B = U_r` and a core
@@ -96,13 +95,12 @@ class FirstUpdate(MatrixStart):
     source: ClassVar[Source] = Source.GRADIENT
 
     rate: float = 1e-5
-    iterations: int | None = None
 
     def __post_init__(self) -> None:
         number("rate", self.rate, low=0.0, open_low=True)
-        check_iterations(self.iterations)
+        super().__post_init__()
 
     def factors(self, matrix: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors, with the core as their gate."""
-        svd = leading(torch.sign(matrix) * -self.rate, rank, self.iterations, generator)
+        svd = self.leading(torch.sign(matrix) * -self.rate, rank, generator)
         return Factors(a=svd.vt, b=svd.u, gate=svd.s / scale, scale=scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -43,25 +44,33 @@ class MatrixStart(ABC):
         """
 
 
-def leading(matrix: Tensor, rank: int, iterations: int | None, generator: torch.Generator) -> SVD:
-    """The leading singular triplets, exact, or from a randomised decomposition with so many power iterations.
+@dataclass(frozen=True, kw_only=True)
+class Decomposed(MatrixStart):
+    """A start from leading singular triplets.
 
-    The sketch of the randomised one is four times as wide as what is asked for. The largest entry of each right vector is positive: signs
-    are anybody's, and where A and B take their vectors from different triplets they make another start.
-    """
-    if iterations is None:
-        svd = truncated_svd(matrix, rank)
-    else:
-        svd = randomised_svd(matrix, rank, oversample=3 * rank, iterations=iterations, generator=generator)
-    signs = torch.sign(svd.vt.gather(1, svd.vt.abs().argmax(dim=1, keepdim=True))).squeeze(1)
-    return svd._replace(u=svd.u * signs, vt=signs[:, None] * svd.vt)
-
-
-def check_iterations(iterations: object) -> None:
-    """Refuse what is no number of power iterations.
+    Attributes:
+        iterations: power iterations of a randomised decomposition; ``None`` is exact.
 
     Raises:
-        SettingError: with what was given.
+        SettingError: ``iterations`` is no such number.
     """
-    if iterations is not None and (isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0):
-        raise SettingError(f"iterations={iterations!r}: give a whole number of at least 0, or None for an exact decomposition.")
+
+    iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        given: object = self.iterations
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+            raise SettingError(f"iterations={given!r}: give a whole number of at least 0, or None for an exact decomposition.")
+
+    def leading(self, matrix: Tensor, rank: int, generator: torch.Generator) -> SVD:
+        """The leading triplets.
+
+        The sketch of a randomised decomposition is four times as wide as what is asked for. The largest entry of each right vector is
+        positive: signs are anybody's, and where A and B take their vectors from different triplets they make another start.
+        """
+        if self.iterations is None:
+            svd = truncated_svd(matrix, rank)
+        else:
+            svd = randomised_svd(matrix, rank, oversample=3 * rank, iterations=self.iterations, generator=generator)
+        signs = torch.sign(svd.vt.gather(1, svd.vt.abs().argmax(dim=1, keepdim=True))).squeeze(1)
+        return svd._replace(u=svd.u * signs, vt=signs[:, None] * svd.vt)

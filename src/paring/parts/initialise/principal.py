@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from paring.core.factors import Factors
-from paring.parts.initialise.matrix import MatrixStart, check_iterations, leading
+from paring.parts.initialise.matrix import Decomposed
 from paring.parts.parameterise.base import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Principal(MatrixStart):
+class Principal(Decomposed):
     r""":math:`A = \mathrm{diag}(\sqrt{\sigma/s})\,V_r^\top`, :math:`B = U_r\,\mathrm{diag}(\sqrt{\sigma/s})`, so that
     :math:`s\,B A = W_r`, the best approximation of rank r of the weight.
 
@@ -26,20 +26,15 @@ class Principal(MatrixStart):
 
     source: ClassVar[Source] = Source.WEIGHT
 
-    iterations: int | None = None
-
-    def __post_init__(self) -> None:
-        check_iterations(self.iterations)
-
     def factors(self, matrix: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Starting factors."""
-        svd = leading(matrix, rank, self.iterations, generator)
+        svd = self.leading(matrix, rank, generator)
         b, a = svd._replace(s=svd.s / scale).halves()
         return Factors(a=a, b=b, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Singular(MatrixStart):
+class Singular(Decomposed):
     r""":math:`A = V_r^\top`, :math:`B = U_r\,\mathrm{diag}(\sigma)` of the weight: what LoRA-XS freezes.
 
     Attributes:
@@ -50,12 +45,7 @@ class Singular(MatrixStart):
 
     source: ClassVar[Source] = Source.WEIGHT
 
-    iterations: int | None = None
-
-    def __post_init__(self) -> None:
-        check_iterations(self.iterations)
-
     def factors(self, matrix: Tensor, rank: int, scale: float, generator: torch.Generator) -> Factors:
         """Frozen factors."""
-        svd = leading(matrix, rank, self.iterations, generator)
+        svd = self.leading(matrix, rank, generator)
         return Factors(a=svd.vt, b=svd.u * svd.s, scale=scale)

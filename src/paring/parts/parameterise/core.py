@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paring.core.factors import Factors, whole
@@ -13,11 +12,12 @@ from paring.kernels.adapted import adapted_linear
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.initialise.matrix import MatrixStart
 from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.dropping import Dropping
 from paring.parts.parameterise.waiting import Waiting, frozen
 from paring.parts.shape import Shape
 
 
-class Core(Waiting):
+class Core(Waiting, Dropping):
     r"""A (r x in) and B (out x r) frozen, R (r x r) trained.
 
     A step of gradient descent on R moves the update by the gradient's projection, :math:`-\eta\,s^2\,B B^\top G A^\top A`.
@@ -44,11 +44,6 @@ class Core(Waiting):
         start = self.rule.factors(matrix, self.R.shape[0], self.scale, generator)
         self.started(A=start.a, B=start.b, **({} if start.gate is None else {"R": torch.diag(start.gate)}))
 
-    @property
-    def dropping(self) -> float:
-        """Probability of dropping an entry of the input now."""
-        return self.dropout if self.training else 0.0
-
     def down(self) -> Tensor:
         """R A, in the type of the two also under autocast."""
         with torch.autocast(self.A.device.type, enabled=False):
@@ -57,8 +52,7 @@ class Core(Waiting):
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """Base output plus update."""
         self.check_begun()
-        x = F.dropout(x, self.dropout, training=True) if self.dropping else x
-        return add_low_rank(y, x, self.down(), self.B, self.scale)
+        return add_low_rank(y, self.dropped(x), self.down(), self.B, self.scale)
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
         """Unless the factors are of another type than the product."""

@@ -31,8 +31,11 @@ class Leader(ABC):
     timed: ClassVar[bool] = True
     """Whether what it does depends on how long the training will be."""
 
+    prepares: ClassVar[bool] = False
+    """Whether it has something to do before a step."""
+
     def before(self, optimizer: Optimizer) -> None:  # noqa: B027 - most have nothing to do
-        """Once the gradients of a step are there."""
+        """Once the gradients of a step are there; called where :attr:`prepares` says so."""
 
     @abstractmethod
     def after(self, optimizer: Optimizer) -> None:

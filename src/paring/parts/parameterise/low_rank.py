@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paring.core.factors import Factors, whole
 from paring.kernels.adapted import adapted_linear
 from paring.kernels.low_rank import add_low_rank
-from paring.parts.parameterise.base import Role, Slot
+from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.dropping import Dropping
 
 Scaling: TypeAlias = Literal["standard", "rs"]
 
@@ -23,7 +23,7 @@ def scale_of(alpha: float, rank: int, scaling: Scaling) -> float:
     return alpha / math.sqrt(rank) if scaling == "rs" else alpha / rank
 
 
-class LowRank(Slot):
+class LowRank(Dropping):
     r"""Factors ``A`` (r x in) and ``B`` (out x r); the update is :math:`s\,B A\,\mathrm{drop}(x)`.
 
     Args:
@@ -45,15 +45,6 @@ class LowRank(Slot):
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """Base output plus update."""
         return add_low_rank(y, self.dropped(x), self.A, self.B, self.weight())
-
-    @property
-    def dropping(self) -> float:
-        """Probability of dropping an entry of the input now."""
-        return self.dropout if self.training else 0.0
-
-    def dropped(self, x: Tensor) -> Tensor:
-        """The slot's input after dropout."""
-        return F.dropout(x, self.dropout, training=True) if self.dropping else x
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
         """Unless the factors are of another type than the product."""

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from paring.core.coding import member, positive_int
+from paring.core.coding import member
 from paring.lead.cutter import Cutter
 from paring.method import About, Method, check_common, check_rank, part
 from paring.parts.allocate.budget import Budget, Knee
@@ -91,8 +91,6 @@ class Spectral(Method):
     def __post_init__(self) -> None:
         check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
         member("init", self.init, Initialiser)
-        if self.steps is not None:
-            positive_int("steps", self.steps)
         # When to cut, and down to what, is checked where it is used.
         member("cut", self.cut, Update)
 
@@ -103,6 +101,7 @@ class Spectral(Method):
             budget=self.budget,
             times=self.cuts,
             until=self.until,
+            steps=self.steps,
             score=self.score,
             look=self.look,
             moments=self.moments,

@@ -26,6 +26,7 @@ class Cut(Update):
         budget: p.
         times: J.
         until: u, in (0, 1).
+        steps: T, the optimizer steps of the whole training; ``None`` if it is said later.
         score: what a rank is worth: its singular value (``"size"``), or what the loss would lose without it (``"loss"``), by the second
             moments of inputs and gradients over the last batches before a cut.
         look: so many batches.
@@ -37,6 +38,7 @@ class Cut(Update):
     budget: Budget
     times: int = 3
     until: float = 0.6
+    steps: int | None = None
     score: Score = "size"
     look: int = 8
     moments: Moments = "turn"
@@ -44,6 +46,8 @@ class Cut(Update):
     def __post_init__(self) -> None:
         member("budget", self.budget, Budget)
         positive_int("times", self.times)
+        if self.steps is not None:
+            positive_int("steps", self.steps)
         choice("score", self.score, ("size", "loss"))
         choice("moments", self.moments, ("turn", "reset"))
         positive_int("look", self.look)

@@ -30,13 +30,14 @@ import paring
 from paring.methods.lora import LoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Share
+from paring.parts.update.cut import Score
 from paring.train import plan
 from paring.train.down import shrink
 
 SHARES = (1 / 2, 1 / 4, 1 / 8, 1 / 16)
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 ALL, ATTENTION = "all-linear", ["query", "key", "value", "attention.output.dense"]
-OURS = "spectral"
+OURS, BY_LOSS = "spectral", "spectral by loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +108,11 @@ def full_and_cut(base: PreTrainedModel, job: Job, train: Callable[..., float], s
     return rows
 
 
-def spectral(share: float) -> Run:
+def spectral(share: float, score: Score = "size") -> Run:
     """The spectral cut to a budget."""
 
     def run(base: PreTrainedModel, job: Job, train: Callable[..., float], scored: Scored) -> list[dict[str, Any]]:
-        model = paring.adapt(base, Spectral(budget=Share(share=share)), task_type="SEQ_CLS", seed=job.seed)
+        model = paring.adapt(base, Spectral(budget=Share(share=share), score=score), task_type="SEQ_CLS", seed=job.seed)
         plan(model, steps=TASKS[job.task].steps)
         seconds = train(model)
         return [{"parameters": paring.snapshot(model).parameters, "seconds": seconds, "share": share, **scored(model)}]
@@ -161,6 +162,7 @@ CONTESTANTS: dict[str, Run] = {
     "AdaLoRA to 2": adalora(2),
     "AdaLoRA to 4": adalora(4),
     **{f"{OURS} 1/{round(1 / share)}": spectral(share) for share in SHARES},
+    **{f"{BY_LOSS} 1/{round(1 / share)}": spectral(share, "loss") for share in SHARES},
 }
 
 
@@ -256,9 +258,10 @@ def main() -> None:
     for task, rows in tables.items():
         for row in rows:
             print(f"{task:9} {row['contestant']:22} {row['parameters']:8.0f} rate {row['rate']:.0e}  dev {100 * row['mean']:.2f}")
-    duels = [duel(best, scores, tasks, share, given.seeds) for share in SHARES]
+    duels = [duel(best, scores, tasks, ours, share, given.seeds) for ours in (OURS, BY_LOSS) for share in SHARES]
     for row in duels:
-        print(f"1/{round(1 / row['share'])}: {row['difference']:+.2f} points [{row['low']:+.2f}, {row['high']:+.2f}] over {row['rivals']}")
+        found_at = f"{row['ours']} 1/{round(1 / row['share'])}"
+        print(f"{found_at}: {row['difference']:+.2f} points [{row['low']:+.2f}, {row['high']:+.2f}] over {row['rivals']}")
     save("rivals", {"tables": tables, "duels": duels, "rates": RATES}, measured([found[job] for job in finals.values()]))
 
 
@@ -287,11 +290,12 @@ def duel(
     best: dict[str, dict[str, dict[str, Any]]],
     scores: dict[tuple[str, str, int], dict[str, Any]],
     tasks: list[str],
+    engine: str,
     share: float,
     seeds: int,
 ) -> dict[str, Any]:
     """Ours at a size against the rival of at most that size that was best on the tenth, paired by task and seed; t interval of 95%."""
-    ours, differences, rivals = f"{OURS} 1/{round(1 / share)}", [], {}
+    ours, differences, rivals = f"{engine} 1/{round(1 / share)}", [], {}
     for task in tasks:
         full = best[task]["LoRA r 8"]["parameters"]
         small = {name: row for name, row in best[task].items() if not name.startswith(OURS) and row["parameters"] <= 1.02 * share * full}
@@ -301,6 +305,7 @@ def duel(
         ]
     interval = ttest_1samp(differences, 0.0).confidence_interval(0.95)
     return {
+        "ours": engine,
         "share": share,
         "rivals": rivals,
         "difference": statistics.fmean(differences),

@@ -23,6 +23,7 @@ from paring.attach.find import layers, slots
 from paring.cli.main import main
 from paring.core.errors import TargetError
 from paring.core.prox import released_threshold, soft_threshold
+from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
 from paring.train import Scores, create_optimizer, sparsify
 from tools import figures, tables
@@ -125,6 +126,19 @@ def test_starts_page_runs(reader: dict[str, Any]) -> None:
     known = run("docs/starts.md", reader)
     assert min(known["norms"].values()) > 0
     assert set(paring.read(reader["folder"] / "two").ranks.values()) == {2}
+
+
+def test_sparse_page_runs(reader: dict[str, Any]) -> None:
+    for name, seed in (("first_sparse", 1), ("second_sparse", 2)):
+        model = paring.adapt(copy.deepcopy(reader["base_model"]), SHiRA(rank=2), task_type="SEQ_CLS", seed=seed)
+        reader["train"](model)
+        paring.export(model, reader["folder"] / name)
+    torch.manual_seed(0)
+    known = run("docs/sparse.md", reader)
+    state = known["plain"].state_dict()
+    encoder = {name: value for name, value in reader["base_model"].state_dict().items() if not name.startswith("classifier")}
+    assert all(torch.equal(state[name], value) for name, value in encoder.items())
+    assert known["model"].base_model.model.get_submodule(next(iter(paring.ranks(known["model"])))).slot("default").wants is None
 
 
 @pytest.mark.filterwarnings("ignore")

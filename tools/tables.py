@@ -300,6 +300,27 @@ def first_step(result: Mapping[str, Any]) -> str:
     return f"{said}\n\n{rows(head, body)}"
 
 
+def switching(result: Mapping[str, Any]) -> str:
+    """A row for each width, rank and type."""
+    names = ("paring, entries", "PEFT, LoRA", "PEFT, SHiRA")
+    body = (
+        (
+            f"{row['width']:,}",
+            f"{row['rank']}",
+            f"{100 * row['share']:.1f}%",
+            row["dtype"],
+            *(f"{1e3 * row[name]['into']:.1f} + {1e3 * row[name]['out']:.1f}" for name in names),
+            *(
+                f"{statistics.median(row[name]['ratio']):.1f} [{row[name]['ratio'][1]:.1f}, {row[name]['ratio'][-2]:.1f}]"
+                for name in names[1:]
+            ),
+        )
+        for row in result["rows"]
+    )
+    heads = (*(f"{name}, ms in + out" for name in names), *(f"{name} / entries [2nd, 2nd last]" for name in names[1:]))
+    return f"{result['rows'][0]['modules']} modules.\n\n{rows(('width', 'rank', 'of the weight', 'type', *heads), body)}"
+
+
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
@@ -320,6 +341,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "compress": compress,
     "first-step": first_step,
     "rivals": rivals,
+    "switching": switching,
 }
 
 
@@ -335,6 +357,10 @@ def _said(test: str) -> str:
 def _interval(values: Sequence[float]) -> str:
     middle, low, high = values
     return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.1f} [{values[1]:.1f}, {values[-2]:.1f}]"
 
 
 def _measured(result: Mapping[str, Any]) -> str:

@@ -21,15 +21,30 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from paring.api import adapt, calibrate, export, ranks, read, set_rank, snapshot, verify
     from paring.attach.config import ParingConfig
+    from paring.attach.switch import Switch
     from paring.core.adapter import Adapter
 
 __version__ = "0.1.0"
 
-__all__ = ["Adapter", "ParingConfig", "__version__", "adapt", "calibrate", "export", "ranks", "read", "set_rank", "snapshot", "verify"]
+__all__ = [
+    "Adapter",
+    "ParingConfig",
+    "Switch",
+    "__version__",
+    "adapt",
+    "calibrate",
+    "export",
+    "ranks",
+    "read",
+    "set_rank",
+    "snapshot",
+    "verify",
+]
 
 _HOMES = {
     "Adapter": "paring.core.adapter",
     "ParingConfig": "paring.attach.config",
+    "Switch": "paring.attach.switch",
     "adapt": "paring.api",
     "calibrate": "paring.api",
     "export": "paring.api",

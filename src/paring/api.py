@@ -108,10 +108,12 @@ def _names(given: str | Sequence[str] | None) -> str | list[str] | None:
 def ranks(model: nn.Module, adapter: str = "default") -> dict[str, int]:
     """The live rank of every adapted module: ranks whose gate is not exactly zero.
 
+    Sparse entries have no ranks, so theirs is 0.
+
     Raises:
         TargetError: the model has no such adapter.
     """
-    return {path: slot.factors().live_rank for path, slot in slots(model, adapter).items()}
+    return {path: slot.delta().live_rank for path, slot in slots(model, adapter).items()}
 
 
 def set_rank(model: nn.Module, rank: int, *, adapter: str = "default") -> None:

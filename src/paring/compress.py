@@ -141,8 +141,10 @@ def compress(adapter: Adapter, target: Target) -> tuple[Adapter, dict[str, Loss]
 
     Raises:
         SettingError: the target is no such object.
+        AdapterError: the adapter holds sparse entries.
     """
     member("target", target, Target)
+    adapter.check_factors("Compressing")
     splits = {path: _split(factors) for path, factors in adapter.modules.items()}
     spectra = [splits[path].s * abs(factors.scale) for path, factors in adapter.modules.items()]
     costs = [factors.in_features + factors.out_features for factors in adapter.modules.values()]

@@ -23,7 +23,6 @@ from paring.methods.lora_ga import LoRAGA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
-from paring.parts.parameterise.base import Source
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer
 
@@ -84,7 +83,7 @@ def loss(model: nn.Module, x: Tensor) -> Tensor:
 
 def begin(model: nn.Module, share: slice) -> None:
     """Give a start that needs a gradient that of a share of the rows; the processes put theirs together."""
-    if any(slot.wants is Source.GRADIENT for slot in slots(model).values()):
+    if any(slot.wants_calibration for slot in slots(model).values()):
         paring.calibrate(model, [x[share] for x in rows()], loss=loss)
 
 

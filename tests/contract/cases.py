@@ -23,7 +23,7 @@ import paring
 from paring import method as methods
 from paring.attach.find import layers, slots
 from paring.method import Method
-from paring.parts.parameterise.base import Role, Slot, Source
+from paring.parts.parameterise.base import Role, Slot
 from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.waiting import Waiting
 from paring.parts.shape import Shape
@@ -81,8 +81,8 @@ class Case:
 def begin(model: nn.Module, adapter: str = "default") -> None:
     """Give the slots whose start needs a gradient one that follows from the module's name; paring.calibrate has tests of its own."""
     for path, slot in slots(model, adapter).items():
-        if slot.wants is Source.GRADIENT:
-            shape = slot.factors().out_features, slot.factors().in_features
+        if slot.wants_calibration:
+            shape = slot.delta().out_features, slot.delta().in_features
             generator = torch.Generator().manual_seed(zlib.crc32(path.encode()))
             slot.begin(torch.randn(shape, generator=generator), generator)
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from paring.attach.find import slots
+from paring.core.factors import Factors
 from paring.parts.parameterise.base import Role, Slot
 from tests.contract.cases import Case
 
@@ -18,8 +19,8 @@ def _backward(case: Case, model: nn.Module) -> None:
 
 def _empty(slot: Slot) -> bool:
     """Whether nothing of the slot is alive; its factors then have no gradient, so that optimizers pass them over."""
-    gate = slot.factors().gate
-    return gate is not None and not bool(gate.any())
+    update = slot.delta()
+    return isinstance(update, Factors) and update.gate is not None and not bool(update.gate.any())
 
 
 def test_only_declared_parameters_get_gradients(case: Case) -> None:

@@ -29,7 +29,7 @@ def _loads(case: Case, layout: Layout, how: str, stock: Stock, tmp_path: Path) -
             model.base_model.model.get_submodule(path)._disable_adapters = True
         assert (theirs - logits(model, inputs)).abs().max() > 1e-3
     live = paring.ranks(model)
-    if layout == "compact":
+    if layout == "compact" or not any(live.values()):
         assert ranks == {path: rank for path, rank in live.items() if rank}
     else:
         assert ranks == dict.fromkeys(live, max(live.values()))
@@ -58,9 +58,10 @@ def test_the_exported_adapter_has_mixed_ranks_and_an_emptied_module(case: Case) 
 
 
 def test_the_exported_configuration_has_no_trace_of_us(case: Case, tmp_path: Path) -> None:
-    paring.export(case.roughened(), tmp_path / "adapter", force=True)
+    model = case.roughened()
+    paring.export(model, tmp_path / "adapter", force=True)
     config: dict[str, Any] = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
+    assert config["peft_type"] == ("SHIRA" if paring.snapshot(model).entries else "LORA")
     assert "paring" not in json.dumps({key: value for key, value in config.items() if key != "base_model_name_or_path"}).lower()
     assert not list((tmp_path / "adapter").rglob("*.bin"))
 
@@ -70,10 +71,10 @@ def test_what_was_exported_reads_back_as_the_live_adapter(case: Case, tmp_path: 
     live = paring.snapshot(model)
     for layout in ("compact", "uniform"):
         adapter = paring.read(paring.export(model, tmp_path / layout, layout=layout, force=True))  # type: ignore[arg-type]
-        assert adapter.modules.keys() == live.modules.keys()
+        assert adapter.updates.keys() == live.updates.keys()
         assert adapter.heads.keys() == live.heads.keys()
-        for path, factors in live.modules.items():
-            torch.testing.assert_close(adapter.modules[path].materialise(), factors.materialise(), rtol=1e-5, atol=1e-6)
+        for path, update in live.updates.items():
+            torch.testing.assert_close(adapter.updates[path].materialise(), update.materialise(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["compact", "uniform"])

@@ -25,7 +25,7 @@ def _dense_loss(case: Case, model: PeftModel) -> Tensor:
     }
     for path, slot in slots(model).items():
         module = base.get_submodule(path)
-        width, height = slot.factors().in_features, slot.factors().out_features
+        width, height = slot.delta().in_features, slot.delta().out_features
         # The update of each unit vector is a row of the transposed update, in the slot's own computation.
         update = slot(torch.zeros(width, height), torch.eye(width))
         weights[f"{path}.weight"] = weights[f"{path}.weight"].detach() + (update if isinstance(module, Conv1D) else update.T)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import paring
 from paring.core.adapter import Adapter
+from paring.core.entries import Entries
 from paring.core.factors import Factors
 from tests.contract.cases import Case, assert_close, gated_slots, logits
 
@@ -21,15 +22,15 @@ def _by_hand(case: Case, adapter: Adapter, dtype: torch.dtype) -> Tensor:
     for name, tensor in adapter.heads.items():
         own[name].copy_(tensor)
 
-    def adding(factors: Factors) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+    def adding(update: Factors | Entries) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
-            return output + factors.apply(args[0])
+            return output + update.apply(args[0])
 
         return hook
 
-    for path, factors in adapter.modules.items():
-        if factors.live_rank:
-            base.get_submodule(path).register_forward_hook(adding(factors.prune()))
+    for path, update in adapter.updates.items():
+        if update.parameters:
+            base.get_submodule(path).register_forward_hook(adding(update.prune() if isinstance(update, Factors) else update))
     return logits(base, _inputs(case, dtype))
 
 

@@ -72,6 +72,17 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "training": "training moves the output as it does in PEFT with the base modified",
             "export": "the export is a plain LoRA of rank 2r on the untouched base",
         },
+        "shira": {
+            "dense_model": "output and gradients are those of the dense model, and PEFT's SHiRA has the same",
+            "others_stay": "so many entries are trained as a LoRA of the rank has, and all others of the weight stay bit for bit",
+            "masks": "each mask is what it says: the largest weights, gradients or products, or drawn by the seed",
+            "overlap": "two random masks overlap in the share that chance gives",
+            "nothing_dense": "nothing dense is kept for the backward",
+            "six_bytes": "a checkpoint takes six bytes an entry, half of PEFT's, and reloads exactly",
+            "export": "the export loads in stock PEFT and gives the live model's outputs",
+            "switching": "switching an adapter in and out leaves the base bit for bit",
+            "refused": "training before calibration is refused",
+        },
     }
 )
 """{method: {property: what it says}}"""

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 import paring
 from paring import train
 from paring.attach.find import slots
 from paring.method import Method
-from paring.parts.parameterise.base import Source
 
 WIDTHS = {"first": (10, 8), "second": (8, 12)}
 """(in, out) of the modules that are adapted."""
@@ -56,7 +55,7 @@ def batches(count: int = 3) -> list[dict[str, Tensor]]:
 def adapted(method: Method, *, seed: int = 1, calibrated: bool = True, base: Net | None = None) -> PeftModel:
     """The model with an adapter on both modules, calibrated where need be, in training mode."""
     model = paring.adapt(base or net(), method, target_modules=list(WIDTHS), seed=seed)
-    if calibrated and any(slot.wants is Source.GRADIENT for slot in slots(model).values()):
+    if calibrated and any(slot.wants_calibration for slot in slots(model).values()):
         paring.calibrate(model, batches())
     return model.train()
 
@@ -88,4 +87,27 @@ def run(model: PeftModel, count: int, **settings: Any) -> list[float]:
 
 def delta(model: nn.Module, path: str) -> Tensor:
     """The dense update of a module, float64."""
-    return slots(model)[path].factors().materialise(torch.float64)
+    return slots(model)[path].delta().materialise(torch.float64)
+
+
+def kept(method: Method | PeftConfig) -> int:
+    """Entries that one module of 64 to 48 keeps for the backward of 100 rows, parameters aside."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(64, 48))
+    if isinstance(method, Method):
+        model: nn.Module = paring.adapt(base, method, target_modules=["0"], seed=0).train()
+    else:
+        model = get_peft_model(base, method)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided and tensor.data_ptr() not in own:
+            sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    x = torch.randn(100, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    y.sum().backward()
+    return sum(sizes.values())

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import nn
 
-import paring
 from paring.attach.find import slots
-from paring.method import Method
 from paring.methods.lora import LoRA
 from paring.methods.lora_fa import LoRAFA
-from tests.methods.small import adapted, batch, run
+from tests.methods.small import adapted, batch, kept, run
 
 
 def test_a_never_moves() -> None:
@@ -30,26 +25,6 @@ def test_a_never_moves() -> None:
         torch.testing.assert_close(slot.B.grad, slots(lora)[path].B.grad)
     run(model, 4)
     assert all(torch.equal(slot.A, start[path]) for path, slot in slots(model).items())
-
-
-def kept(method: Method, wrap: Callable[[nn.Module], None] = lambda model: None) -> int:
-    """Entries that one module keeps for the backward, parameters aside."""
-    torch.manual_seed(0)
-    model = paring.adapt(nn.Sequential(nn.Linear(64, 48)), method, target_modules=["0"], seed=0).train()
-    wrap(model)
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own:
-            sizes[tensor.data_ptr()] = tensor.numel()
-        return tensor
-
-    x = torch.randn(100, 64, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(x)
-    y.sum().backward()
-    return sum(sizes.values())
 
 
 def test_memory() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from paring.attach.find import config_of, layers, slots
 from paring.attach.layer import ParingLinear
 from paring.attach.model import start_generator
+from paring.attach.shapes import dense_weight
 from paring.core.coding import positive_int
 from paring.core.errors import SettingError
 from paring.core.linalg import finite
@@ -65,6 +66,8 @@ def calibrate(
             slot = group[path].slot(adapter)
             assert slot is not None
             norms[path] = float(gradient.norm())
+            if slot.wants is Source.SALIENCE:
+                gradient = gradient * dense_weight(path, group[path].get_base_layer()).to(gradient)
             slot.begin(gradient, start_generator(seed, group[path].shape))
     still = [path for path, norm in norms.items() if not norm]
     if still:
@@ -78,7 +81,9 @@ def calibrate(
 
 def _waiting(model: nn.Module, adapter: str) -> dict[str, ParingLinear]:
     found = {
-        path: slot for path, slot in slots(model, adapter).items() if isinstance(slot, Waiting) and slot.rule.source is Source.GRADIENT
+        path: slot
+        for path, slot in slots(model, adapter).items()
+        if isinstance(slot, Waiting) and slot.source is not None and slot.source.calibrated
     }
     if not found:
         raise SettingError(f"The method of adapter {adapter!r} needs no calibration: its start is there already. Leave the call out.")

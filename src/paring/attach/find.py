@@ -13,8 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
 from paring.core.adapter import Adapter, Metadata
+from paring.core.entries import Entries
 from paring.core.errors import TargetError, near
-from paring.core.factors import whole
+from paring.core.factors import Factors, whole
 from paring.method import Method
 from paring.parts.parameterise.base import Slot
 
@@ -117,7 +118,7 @@ def sharded(model: nn.Module) -> bool:
 
 
 def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
-    """The adapter as a frozen value: a detached copy of every module's factors, and of the trained heads, on the CPU.
+    """The adapter as a frozen value: a detached copy of every module's factors or entries, and of the trained heads, on the CPU.
 
     Shards are gathered, so under FSDP2 every process must call it.
 
@@ -126,8 +127,10 @@ def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
         AdapterError: a factor holds NaN or infinity.
     """
     config = config_of(model, adapter)
+    updates = {path: slot.delta().to(device="cpu") for path, slot in slots(model, adapter).items()}
     return Adapter(
-        modules={path: slot.factors().to(device="cpu") for path, slot in slots(model, adapter).items()},
+        modules={path: update for path, update in updates.items() if isinstance(update, Factors)},
+        entries={path: update for path, update in updates.items() if isinstance(update, Entries)},
         heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
         metadata=Metadata(
             base_model=config.base_model_name_or_path,

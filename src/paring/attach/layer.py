@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from paring.attach.fusible import fusible, tensors
 from paring.attach.shapes import plain_weight, promoted
 from paring.core.errors import TargetError
+from paring.core.factors import Factors
 from paring.parts.parameterise.base import Role, Slot
 from paring.parts.shape import Shape
 
@@ -113,7 +114,7 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         slot = self.slot(adapter)
         assert slot is not None
         weight, transposed = plain_weight(self.shape.path, self.get_base_layer())
-        delta = slot.factors().materialise(promoted(weight))
+        delta = slot.delta().materialise(promoted(weight))
         return delta.T if transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -147,8 +148,9 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Every slot is an additive update, so PEFT may convert it (``paring.export`` is exact and keeps the ranks)."""
-        return True
+        """Every slot is an additive update, which PEFT may approximate (``paring.export`` is exact and keeps the ranks)."""
+        slot = self.slot(adapter_name)
+        return slot is None or isinstance(slot.delta(), Factors)
 
     # -- what may train ------------------------------------------------------------------------------------------------
 

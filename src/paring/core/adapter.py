@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from paring.core.entries import Entries
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.core.linalg import finite
@@ -38,28 +39,33 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Adapter:
-    """``{module path -> factors}`` with the heads that were trained beside them. No ``nn.Module`` in it.
+    """``{module path -> update}`` with the heads that were trained beside them. No ``nn.Module`` in it.
 
     Attributes:
         modules: module path in the base model, ``"encoder.layer.0.attention.self.query"``, to its factors. Every module
             that training targeted is listed, also those whose ranks have all died.
         heads: tensors of fully trained modules (``modules_to_save``), by their name in the base model,
             ``"classifier.weight"``.
+        entries: module path to sparse entries of its weight, where the update is no product of factors.
         metadata: where it comes from.
 
     Raises:
         AdapterError: a module path is not a dotted name, or a tensor holds NaN or infinity.
     """
 
-    modules: Mapping[str, Factors]
+    modules: Mapping[str, Factors] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
+    entries: Mapping[str, Entries] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=Metadata)
 
     def __post_init__(self) -> None:
-        for path, factors in self.modules.items():
+        held = {path: [factors.a, factors.b, *([] if factors.gate is None else [factors.gate])] for path, factors in self.modules.items()}
+        for path in self.entries:
+            if path in held:
+                raise AdapterError(f"Module {path!r} has both factors and sparse entries; one update belongs to each module.")
+        for path, tensors in (held | {path: [entries.values] for path, entries in self.entries.items()}).items():
             if not _PATH.fullmatch(path):
                 raise AdapterError(f"Module path {path!r} is not a dotted name of letters, digits, underscores and hyphens.")
-            tensors = [factors.a, factors.b] + ([] if factors.gate is None else [factors.gate])
             if not all(finite(tensor) for tensor in tensors):
                 raise AdapterError(f"Module {path!r} holds NaN or infinity; the run that wrote it diverged.")
         for name, tensor in self.heads.items():
@@ -68,17 +74,23 @@ class Adapter:
             if not finite(tensor):
                 raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
         # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
-        object.__setattr__(self, "modules", MappingProxyType(dict(sorted(self.modules.items(), key=lambda item: natural(item[0])))))
+        for name in ("modules", "entries"):
+            object.__setattr__(self, name, MappingProxyType(dict(sorted(vars(self)[name].items(), key=lambda item: natural(item[0])))))
         object.__setattr__(self, "heads", MappingProxyType(dict(sorted(self.heads.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Read-only views neither pickle nor deep-copy; the dictionaries below them do.
-        return _rebuild, (dict(self.modules), dict(self.heads), self.metadata)
+        return _rebuild, (dict(self.modules), dict(self.heads), dict(self.entries), self.metadata)
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Live rank of every module."""
+        """Live rank of every module that has factors."""
         return {path: factors.live_rank for path, factors in self.modules.items()}
+
+    @property
+    def updates(self) -> dict[str, Factors | Entries]:
+        """The update of every module, of whatever kind."""
+        return {**self.modules, **self.entries}
 
     @property
     def max_rank(self) -> int:
@@ -87,8 +99,8 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Adapter parameters once pruned and folded, heads not counted: ``sum_m r_m (in_m + out_m)``."""
-        return sum(factors.parameters for factors in self.modules.values())
+        """Adapter parameters once pruned and folded, heads not counted: ``sum_m r_m (in_m + out_m)``, and sparse entries."""
+        return sum(update.parameters for update in self.updates.values())
 
     @property
     def head_parameters(self) -> int:
@@ -98,11 +110,26 @@ class Adapter:
     def folded(self) -> Adapter:
         """Dead ranks dropped, gates and scales folded into B (scale 1); the updates are unchanged."""
         modules = {path: factors.prune().fold() for path, factors in self.modules.items()}
-        return Adapter(modules=modules, heads=self.heads, metadata=self.metadata)
+        return Adapter(modules=modules, heads=self.heads, entries=self.entries, metadata=self.metadata)
+
+    def check_factors(self, purpose: str) -> None:
+        """Refuse sparse entries where factors are asked for.
+
+        Args:
+            purpose: what cannot be done with them, "Compressing".
+
+        Raises:
+            AdapterError: some module has sparse entries.
+        """
+        if self.entries:
+            raise AdapterError(
+                f"{purpose} needs low-rank factors, but this adapter holds sparse entries of its weights ({len(self.entries)} modules, "
+                f"first: {next(iter(self.entries))!r}). Fuse it into its base model, or train a method whose update is of low rank."
+            )
 
 
-def _rebuild(modules: dict[str, Factors], heads: dict[str, Tensor], metadata: Metadata) -> Adapter:
-    return Adapter(modules=modules, heads=heads, metadata=metadata)
+def _rebuild(modules: dict[str, Factors], heads: dict[str, Tensor], entries: dict[str, Entries], metadata: Metadata) -> Adapter:
+    return Adapter(modules=modules, heads=heads, entries=entries, metadata=metadata)
 
 
 def natural(path: str) -> tuple[tuple[int, str], ...]:

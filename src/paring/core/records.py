@@ -20,6 +20,7 @@ class ModuleRecord:
         in_features, out_features: the module's widths.
         start_rank: ranks it was given.
         live_rank: ranks that are left.
+        entries: sparse entries of its weight, where the update is made of these and has no ranks.
     """
 
     path: str
@@ -27,16 +28,17 @@ class ModuleRecord:
     out_features: int
     start_rank: int
     live_rank: int
+    entries: int = 0
 
     @property
     def parameters(self) -> int:
-        """Adapter parameters left in this module, ``live_rank * (in + out)``."""
-        return self.live_rank * (self.in_features + self.out_features)
+        """Adapter parameters left in this module, ``live_rank * (in + out)``, or its entries."""
+        return self.live_rank * (self.in_features + self.out_features) + self.entries
 
     @property
     def start_parameters(self) -> int:
         """Adapter parameters at the start, ``start_rank * (in + out)``; gates not counted."""
-        return self.start_rank * (self.in_features + self.out_features)
+        return self.start_rank * (self.in_features + self.out_features) + self.entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,11 @@ class RunRecord:
     base_parameters: int | None = None
     start_bytes: int | None = None
     path: PathRecord | None = None
+
+    @property
+    def entries(self) -> int:
+        """Sparse entries over all modules; 0 for adapters that are made of ranks."""
+        return sum(module.entries for module in self.modules)
 
     @property
     def start_ranks(self) -> int:

@@ -70,32 +70,44 @@ def model_card(
         library_name="peft",
         license=license,
         pipeline_tag=task.pipeline,
-        tags=["lora", "paring", *([method] if method is not None else []), "peft", "transformers"],
+        tags=["shira" if adapter.entries else "lora", "paring", *([method] if method is not None else []), "peft", "transformers"],
     )
-    start = sum(factors.rank for factors in adapter.modules.values())
-    live = sum(adapter.ranks.values())
     heads = f" and {adapter.head_parameters:,} in fully trained modules" if adapter.heads else ""
+    title, said = _described(adapter, heads)
     sections = [
         f"---\n{front.to_yaml().strip()}\n---",
-        "# A LoRA adapter that found its own ranks" if live != start else "# A LoRA adapter",
-        (
-            f"Trained with paring{f' ({method})' if method else ''} on {f'`{base}`' if base else 'a local base model'}: {live} of {start} "
-            f"ranks are left in {len(adapter.modules)} modules, {adapter.parameters:,} parameters{heads}. It is a plain LoRA; the scale is "
-            "folded in."
-        ),
+        f"# {title}",
+        f"Trained with paring{f' ({method})' if method else ''} on {f'`{base}`' if base else 'a local base model'}: {said}",
         f"## Load it\n\n```python\n{_loading(adapter, task, base, labels, tokenizer)}\n```",
     ]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
         sections.append(f"## Metrics\n\n| metric | value |\n| --- | ---: |\n{rows}")
-    sections.append(f"## Ranks\n\n{rank_table(adapter)}")
+    if not adapter.entries:
+        sections.append(f"## Ranks\n\n{rank_table(adapter)}")
     if command is not None:
         sections.append(f"## Trained by\n\n```bash\n{command}\n```")
     sections.append(
         "## Training on\n\nThe exported scale is 1, whatever it was in training, so choose the learning rate anew; a rank that was padded "
         "with zeros (uniform layout) stays zero."
+        if not adapter.entries
+        else "## Training on\n\nPEFT trains the values on; where they belong stays as it is."
     )
     return "\n\n".join(sections) + "\n"
+
+
+def _described(adapter: Adapter, heads: str) -> tuple[str, str]:
+    """A title, and what the adapter is made of."""
+    if adapter.entries:
+        return "A sparse adapter (SHiRA)", (
+            f"{adapter.parameters:,} entries of the weights of {len(adapter.entries)} modules{heads}. Its update has no low rank, so it is "
+            "no LoRA; PEFT loads it as SHiRA, and engines that know LoRA alone want it merged into its base model."
+        )
+    start, live = sum(factors.rank for factors in adapter.modules.values()), sum(adapter.ranks.values())
+    return "A LoRA adapter that found its own ranks" if live != start else "A LoRA adapter", (
+        f"{live} of {start} ranks are left in {len(adapter.modules)} modules, {adapter.parameters:,} parameters{heads}. It is a plain "
+        "LoRA; the scale is folded in."
+    )
 
 
 def rank_table(adapter: Adapter) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from paring.core.adapter import Adapter
+from paring.core.entries import Entries
 from paring.core.errors import AdapterError, ExportError
 from paring.core.factors import Factors
 
@@ -20,12 +21,12 @@ def probes(width: int, generator: torch.Generator) -> Tensor:
     return torch.randn(PROBES, width, generator=generator, dtype=torch.float64, device="cpu")
 
 
-def response(factors: Factors, x: Tensor) -> Tensor:
+def response(update: Factors | Entries, x: Tensor) -> Tensor:
     """The update applied to ``x`` of shape ``(n, in)``: ``(n, out)``, computed in float64."""
-    return factors.to(device="cpu", dtype=torch.float64).apply(x)
+    return update.to(device="cpu", dtype=torch.float64).apply(x)
 
 
-def difference(a: Factors, b: Factors, generator: torch.Generator) -> float:
+def difference(a: Factors | Entries, b: Factors | Entries, generator: torch.Generator) -> float:
     r"""How far two updates of one module are apart, relative to the larger of the two.
 
     .. math:: \frac{\lVert (\Delta_a - \Delta_b) X \rVert_F}{\max(\lVert \Delta_a X \rVert_F, \lVert \Delta_b X \rVert_F)}
@@ -54,15 +55,16 @@ def differences(a: Adapter, b: Adapter, generator: torch.Generator) -> dict[str,
         AdapterError: a module has different shapes in the two.
     """
     result: dict[str, float] = {}
-    for path in sorted({*a.modules, *b.modules}):
-        left, right = a.modules.get(path), b.modules.get(path)
+    ours, theirs = a.updates, b.updates
+    for path in sorted({*ours, *theirs}):
+        left, right = ours.get(path), theirs.get(path)
         one = left if left is not None else right
         assert one is not None
         result[path] = difference(left or _zero(one), right or _zero(one), generator)
     return result
 
 
-def _zero(like: Factors) -> Factors:
+def _zero(like: Factors | Entries) -> Factors:
     return Factors(a=torch.zeros(0, like.in_features), b=torch.zeros(like.out_features, 0))
 
 
@@ -75,8 +77,9 @@ def check_written(written: Adapter, live: Adapter, dtype: torch.dtype | None) ->
     advice = "nothing was written. If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
     for path, distance in differences(written, live, torch.Generator().manual_seed(0)).items():
         # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
-        factors = live.modules[path]
-        allowed = max(TOLERANCE.get(dtype or tensor.dtype, 1e-5) for tensor in (factors.a, factors.b))
+        update = live.updates[path]
+        kinds = {update.values.dtype} if isinstance(update, Entries) else {update.a.dtype, update.b.dtype}
+        allowed = max(TOLERANCE.get(dtype or kind, 1e-5) for kind in kinds)
         if not distance <= allowed:
             raise ExportError(f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); {advice}")
     for name, tensor in live.heads.items():

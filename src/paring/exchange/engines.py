@@ -14,11 +14,12 @@ from paring.core.adapter import Adapter, natural
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.core.linalg import finite
-from paring.exchange import rules, settings
-from paring.exchange.compare import probes, response
+from paring.exchange import rules, settings, sparse
+from paring.exchange.compare import differences, probes, response
 from paring.exchange.contents import Applied, Contents, Level, Verdict
 from paring.exchange.layout import CONFIG, SIDE, WEIGHTS, factor_key, split_key
 from paring.exchange.provenance import Provenance
+from paring.exchange.read import read
 from paring.exchange.tensors import opened
 
 
@@ -89,6 +90,8 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
     """
     folder = Path(folder)
     config = settings.load(folder / CONFIG)
+    if config.get("peft_type") == sparse.KIND:
+        return list(_sparse(folder, truth, engines))
     if config.get("peft_type") != "LORA":
         settings.refuse(config)
     provenance = Provenance.load(folder / SIDE if (folder / SIDE).is_file() else None)
@@ -107,6 +110,26 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
     for engine in engines:
         findings += _judge(engine, contents, pairs, tolerance)
     return findings
+
+
+def _sparse(folder: Path, truth: Adapter | None, engines: Sequence[Engine]) -> Iterator[Finding]:
+    """Sparse entries: PEFT's own method, which engines that know LoRA alone do not load."""
+    adapter = read(folder)
+    far = {} if truth is None else differences(adapter, truth, torch.Generator().manual_seed(0))
+    wrong = [path for path, distance in far.items() if not distance <= _TOLERANCES["BF16"]]
+    for engine in engines:
+        if engine is not PEFT:
+            why = "knows LoRA alone and would refuse sparse entries"
+            if engine is TRANSFORMERS:
+                why = "would load the values and draw their places anew (load_adapter); PeftModel.from_pretrained loads both"
+            message = f"{engine.title} {why}. Load it with PEFT, or merge it into its base model."
+            yield Finding(engine=engine.name, level="error", module=None, message=message)
+        elif wrong:
+            message = f"{engine.title} would apply another update than the trained one; export it again.{_listed(wrong)}"
+            yield Finding(engine=engine.name, level="error", module=None, message=message, modules=tuple(wrong))
+        else:
+            message = f"{engine.title} applies the trained update in all {len(adapter.entries)} modules, as SHiRA."
+            yield Finding(engine=engine.name, level="ok", module=None, message=message)
 
 
 # Relative errors of random probes that rounding to a dtype explains, with room.

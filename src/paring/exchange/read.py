@@ -1,19 +1,20 @@
-"""Any PEFT LoRA, from a folder or the hub, as an adapter; what cannot be read is refused by name."""
+"""Any PEFT LoRA, and sparse entries that paring wrote, from a folder or the hub, as an adapter; what cannot be read is refused by name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from torch import Tensor
 
 from paring.core.adapter import Adapter, Metadata
 from paring.core.errors import AdapterError, near
 from paring.core.factors import Factors
-from paring.exchange import settings
+from paring.exchange import settings, sparse
 from paring.exchange.expressions import Clock
 from paring.exchange.heads import owner
 from paring.exchange.layout import CONFIG, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, split_key
@@ -48,12 +49,16 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
     """
     files = _files(source, revision)
     config = settings.load(files.config)
+    provenance = Provenance.load(files.side)
+    if config.get("peft_type") == sparse.KIND:
+        with opened(files.weights) as file, provenance.checking(files.weights):
+            entries, trained = sparse.read(file, provenance.modules, settings.heads(config))
+        return Adapter(entries=entries, heads=trained, metadata=_metadata(config, provenance, frozenset()))
     settings.refuse(config)
     clock = Clock()
     scales, selection, heads = settings.Scales(config, clock), settings.selection(config, clock), settings.heads(config)
-    provenance = Provenance.load(files.side)
     modules: dict[str, Factors] = {}
-    trained: dict[str, Tensor] = {}
+    trained = {}
     with opened(files.weights) as file, provenance.checking(files.weights):
         for key, names in _sorted(file, heads).items():
             if isinstance(names, str):
@@ -71,14 +76,18 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
     if not modules:
         raise AdapterError(f"{WEIGHTS} holds no LoRA factors; keys look like {factor_key('<module>', 'A')!r}.")
     transposed = frozenset(modules) if settings.fan_in_fan_out(config) else frozenset()
-    metadata = Metadata(
+    metadata = _metadata(config, provenance, transposed)
+    return Adapter(modules={**provenance.dead(modules), **modules}, heads=trained, metadata=metadata)
+
+
+def _metadata(config: Mapping[str, Any], provenance: Provenance, transposed: frozenset[str]) -> Metadata:
+    return Metadata(
         base_model=settings.text(config, "base_model_name_or_path"),
         revision=settings.text(config, "revision"),
         task_type=settings.text(config, "task_type"),
         method=provenance.method,
         fan_in_fan_out=transposed,
     )
-    return Adapter(modules={**provenance.dead(modules), **modules}, heads=trained, metadata=metadata)
 
 
 @dataclass(frozen=True)

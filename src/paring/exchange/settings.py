@@ -106,7 +106,7 @@ def refuse(config: Mapping[str, Any]) -> None:
     if kind == "PARING":
         raise AdapterError("This folder is a paring training checkpoint, not an export: load it with PEFT, then paring.export it.")
     if kind != "LORA":
-        raise AdapterError(f"peft_type is {kind!r}; only 'LORA' adapters can be read.")
+        raise AdapterError(f"peft_type is {kind!r}; only 'LORA' adapters, and 'SHIRA' ones that paring wrote, can be read.")
     for key, what in _VARIANTS.items():
         if config.get(key):
             raise AdapterError(f"{key} is set: the adapter has {what}, which a plain LoRA cannot hold. Merge it into its base model.")

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paring.core.errors import AdapterError, ExportError, ParingError
+from paring.core.linalg import finite
 
 # The format's own names (its specification is a table in the safetensors README).
 NAMES = {
@@ -53,6 +54,23 @@ class Entry:
     def size(self) -> int:
         """Bytes."""
         return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def cast(tensor: Callable[[], Tensor], dtype: torch.dtype, name: str) -> Callable[[], Tensor]:
+    """What computes a tensor and casts it when it is written.
+
+    Raises:
+        ExportError: when called, if a value does not fit.
+    """
+
+    def computed() -> Tensor:
+        result = tensor().to(device="cpu", dtype=dtype)
+        if not finite(result):
+            limit = torch.finfo(dtype).max
+            raise ExportError(f"A value of {name!r} does not fit {dtype}, whose largest is {limit:g}; export in bfloat16 or float32.")
+        return result
+
+    return computed
 
 
 def save(entries: Sequence[Entry], path: Path) -> str:

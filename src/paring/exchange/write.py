@@ -1,4 +1,4 @@
-r"""An adapter to disk, as a plain LoRA in PEFT's layout.
+r"""An adapter to disk, as a plain LoRA in PEFT's layout; sparse entries as PEFT's SHiRA (:mod:`paring.exchange.sparse`).
 
 With gates :math:`g`, scale :math:`s` and :math:`I = \{i : g_i \neq 0\}`,
 
@@ -28,13 +28,13 @@ from paring.core.coding import choice, positive_int
 from paring.core.errors import ExportError, SettingError, near
 from paring.core.factors import Factors
 from paring.core.heads import IMPLIED
-from paring.core.linalg import finite
+from paring.exchange import sparse
 from paring.exchange.card import TASKS, model_card
 from paring.exchange.folder import replacing, store
 from paring.exchange.heads import modules_to_save
 from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, TOKENIZER, WEIGHTS, Layout, factor_key
 from paring.exchange.patterns import Plan, plan
-from paring.exchange.tensors import Entry, save
+from paring.exchange.tensors import Entry, cast, save
 
 __all__ = ["Layout", "write"]
 
@@ -86,11 +86,13 @@ def write(
     meta = adapter.metadata
     if meta.task_type is not None and meta.task_type not in TASKS:
         raise ExportError(f"PEFT knows no task type {meta.task_type!r}.{near(meta.task_type, TASKS)} Known: {', '.join(TASKS)}, or None.")
-    ranks = _ranks(adapter, layout, pad_to)
+    ranks = _entry_ranks(adapter, pad_to) if adapter.entries else _ranks(adapter, layout, pad_to)
     heads = modules_to_save(adapter.heads, meta.task_type, module_names)
     planned = plan(ranks, module_names, {*heads, *IMPLIED.get(meta.task_type or "", ())})
     files = {
-        CONFIG: _json(_config(adapter, ranks, planned, heads)),
+        CONFIG: _json(
+            sparse.config(adapter, max(ranks.values()), planned, heads) if adapter.entries else _config(adapter, ranks, planned, heads)
+        ),
         CARD: (card if card is not None else model_card(adapter, command=command, tokenizer=TOKENIZER in extra_files)).encode(),
         **extra_files,
     }
@@ -103,6 +105,13 @@ def write(
         if check is not None:
             check(fresh)
     return Path(folder)
+
+
+def _entry_ranks(adapter: Adapter, pad_to: int | None) -> dict[str, int]:
+    """The r of PEFT's SHiRA, one for all modules, whatever the layout."""
+    if pad_to is not None:
+        raise SettingError(f"pad_to={pad_to} is for ranks, and sparse entries have none; leave it out.")
+    return dict.fromkeys(adapter.entries, sparse.rank_of(adapter))
 
 
 def _ranks(adapter: Adapter, layout: Layout, pad_to: int | None) -> dict[str, int]:
@@ -157,12 +166,12 @@ def _side(adapter: Adapter, layout: Layout, command: str | None, files: list[str
         "method": None if adapter.metadata.method is None else dict(adapter.metadata.method),
         "modules": {
             path: {
-                "in_features": factors.in_features,
-                "out_features": factors.out_features,
-                "start_rank": factors.rank,
-                "live_rank": factors.live_rank,
+                "in_features": update.in_features,
+                "out_features": update.out_features,
+                "start_rank": update.rank,
+                "live_rank": update.live_rank,
             }
-            for path, factors in adapter.modules.items()
+            for path, update in adapter.updates.items()
         },
         "versions": _versions(),
         "command": command,
@@ -181,7 +190,9 @@ def _versions() -> dict[str, str]:
 
 
 def _entries(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype | None) -> Iterator[Entry]:
-    for path in sorted(ranks):
+    if adapter.entries:
+        yield from sparse.tensors(adapter, max(ranks.values()), dtype)
+    for path in sorted(ranks.keys() & adapter.modules.keys()):
         factors, rank = adapter.modules[path], ranks[path]
         kept = dtype or factors.a.dtype
         down, up = _factors(factors, rank, kept, path)
@@ -189,7 +200,7 @@ def _entries(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype | No
         yield Entry(key=factor_key(path, "B"), dtype=kept, shape=(factors.out_features, rank), tensor=up)
     for name, tensor in adapter.heads.items():
         kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        yield Entry(key=PREFIX + name, dtype=kept, shape=tuple(tensor.shape), tensor=_cast(tensor.detach, kept, name))
+        yield Entry(key=PREFIX + name, dtype=kept, shape=tuple(tensor.shape), tensor=cast(tensor.detach, kept, name))
 
 
 def _factors(factors: Factors, rank: int, dtype: torch.dtype, path: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -199,18 +210,7 @@ def _factors(factors: Factors, rank: int, dtype: torch.dtype, path: str) -> tupl
         return factors.prune().to(device="cpu").pad(rank)
 
     precise = torch.promote_types(torch.float32, factors.b.dtype)
-    return _cast(lambda: live().a, dtype, path), _cast(lambda: live().fold(precise).b, dtype, path)
-
-
-def _cast(tensor: Callable[[], Tensor], dtype: torch.dtype, name: str) -> Callable[[], Tensor]:
-    def computed() -> Tensor:
-        result = tensor().to(device="cpu", dtype=dtype)
-        if not finite(result):
-            limit = torch.finfo(dtype).max
-            raise ExportError(f"A value of {name!r} does not fit {dtype}, whose largest is {limit:g}; export in bfloat16 or float32.")
-        return result
-
-    return computed
+    return cast(lambda: live().a, dtype, path), cast(lambda: live().fold(precise).b, dtype, path)
 
 
 def _check_files(files: Mapping[str, bytes]) -> None:

@@ -72,13 +72,13 @@ def describe(record: RunRecord) -> str:
 
 
 def heat_map(record: RunRecord, key: str) -> HeatMap | None:
-    """Draw the live ranks; ``None`` if the run adapted no module.
+    """Draw the live ranks; ``None`` if the run adapted no module, or none with ranks.
 
     Args:
         record: the run.
         key: unique on the page.
     """
-    if not record.modules:
+    if not record.modules or record.entries:
         return None
     top = max(1, *(max(module.start_rank, module.live_rank) for module in record.modules))
     panels = grids(record.modules)

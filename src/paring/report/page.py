@@ -202,6 +202,14 @@ def _headlines(record: RunRecord) -> tuple[Headline, ...]:
         after=f"of {count(record.start_ranks)}",
         detail=kept if record.modules else "no module adapted",
     )
+    if record.entries:
+        places = sum(module.in_features * module.out_features for module in record.modules)
+        ranks = Headline(
+            label="Sparse entries",
+            value=count(record.entries),
+            after=f"of {count(places)}",
+            detail=f"{share(record.entries, places)} of the weights of {count(len(record.modules))} modules",
+        )
     heads = f", and {count(record.head_parameters)} in heads" if record.head_parameters else ""
     parameters = Headline(
         label="Adapter parameters",
@@ -222,7 +230,7 @@ def _headlines(record: RunRecord) -> tuple[Headline, ...]:
 def _notices(record: RunRecord) -> tuple[str, ...]:
     """What a reader must not miss."""
     notices = []
-    if record.modules and record.live_ranks == 0:
+    if record.modules and record.live_ranks == 0 and not record.entries:
         notices.append("No rank is left: the adapter does nothing. Lower the penalty weight, or the gates' learning rate, and train again.")
     broken = sorted(
         (point.step, key) for point in record.history for key, value in point.values.items() if not math.isfinite(as_float(value))

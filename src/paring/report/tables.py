@@ -64,20 +64,25 @@ class Table:
 
 
 def kinds_table(record: RunRecord, key: str) -> Table:
-    """Live ranks by kind of module."""
+    """Live ranks, or sparse entries, by kind of module."""
     kinds: dict[str, list[ModuleRecord]] = {}
     for module in record.modules:
         kinds.setdefault(place(module.path).kind, []).append(module)
     rows = []
     for kind, members in kinds.items():
         live, start = sum(module.live_rank for module in members), sum(module.start_rank for module in members)
+        if record.entries:
+            live, start = sum(module.entries for module in members), sum(module.in_features * module.out_features for module in members)
         rows.append((Cell(text=kind, code=True), _cell(f"{count(live)} of {count(start)}"), _bar(live, start), _cell(count(len(members)))))
-    columns = (("Kind", False), ("Live ranks", True), ("Kept", True), ("Modules", True))
-    return Table(key=key, caption="Live ranks by kind of module", columns=columns, rows=tuple(rows))
+    what = "Entries" if record.entries else "Live ranks"
+    columns = (("Kind", False), (what, True), ("Trained" if record.entries else "Kept", True), ("Modules", True))
+    return Table(key=key, caption=f"{what} by kind of module", columns=columns, rows=tuple(rows))
 
 
 def modules_table(record: RunRecord, key: str) -> Table:
-    """Every adapted module with shape, ranks and parameters."""
+    """Every adapted module with shape, ranks and parameters, or its entries."""
+    if record.entries:
+        return _entries_table(record, key)
     rows = tuple(
         (
             Cell(text=module.path, code=True),
@@ -99,6 +104,20 @@ def modules_table(record: RunRecord, key: str) -> Table:
         ("Parameters at start", True),
         ("In → out", True),
     )
+    return Table(key=key, caption=f"Adapted modules ({count(len(rows))})", columns=columns, rows=rows, tall=len(rows) > 24)
+
+
+def _entries_table(record: RunRecord, key: str) -> Table:
+    rows = tuple(
+        (
+            Cell(text=module.path, code=True),
+            _cell(count(module.entries)),
+            _bar(module.entries, module.in_features * module.out_features),
+            _cell(f"{count(module.in_features)} → {count(module.out_features)}"),
+        )
+        for module in in_order(record.modules)
+    )
+    columns = (("Module", False), ("Entries", True), ("Of the weight", True), ("In → out", True))
     return Table(key=key, caption=f"Adapted modules ({count(len(rows))})", columns=columns, rows=rows, tall=len(rows) > 24)
 
 
@@ -143,10 +162,9 @@ def stages_table(record: RunRecord, key: str) -> Table | None:
 def sizes_table(record: RunRecord, key: str) -> Table:
     """Parameters and adapter file at the start and at the end."""
     start, end, heads = record.start_parameters, record.parameters, record.head_parameters
-    rows = [
-        ("Ranks", count(record.start_ranks), count(record.live_ranks), change(record.start_ranks, record.live_ranks)),
-        ("Adapter parameters", count(start), count(end), change(start, end)),
-    ]
+    rows = [("Adapter parameters", count(start), count(end), change(start, end))]
+    if not record.entries:
+        rows.insert(0, ("Ranks", count(record.start_ranks), count(record.live_ranks), change(record.start_ranks, record.live_ranks)))
     if heads:
         rows.append(("Heads trained in full", count(heads), count(heads), "unchanged"))
         rows.append(("Adapter and heads", count(start + heads), count(end + heads), change(start + heads, end + heads)))

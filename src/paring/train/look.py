@@ -93,10 +93,10 @@ def tally(found: Mapping[str, Slot]) -> Tally:
         if isinstance(slot, Gated):
             gates.setdefault(slot.gate.device, []).append(slot)
             continue
-        factors = slot.factors()
-        ranks += factors.rank
-        live_ranks += factors.live_rank
-        live_parameters += factors.parameters
+        update = slot.delta()
+        ranks += update.rank
+        live_ranks += update.live_rank
+        live_parameters += update.parameters
     for group in gates.values():
         counts = torch.stack([torch.count_nonzero(whole(slot.gate)) for slot in group]).tolist()
         for slot, live in zip(group, counts, strict=True):

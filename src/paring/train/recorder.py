@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from paring.attach.find import config_of, method_of, slots
+from paring.core.entries import Entries
 from paring.core.records import ModuleRecord, Point, RunRecord
 from paring.train.look import outside
 
@@ -79,14 +80,15 @@ def modules(model: nn.Module, adapter: str = "default") -> tuple[ModuleRecord, .
     """
     found = []
     for path, slot in slots(model, adapter).items():
-        factors = slot.factors()
+        update = slot.delta()
         found.append(
             ModuleRecord(
                 path=path,
-                in_features=factors.in_features,
-                out_features=factors.out_features,
-                start_rank=factors.rank,
-                live_rank=factors.live_rank,
+                in_features=update.in_features,
+                out_features=update.out_features,
+                start_rank=update.rank,
+                live_rank=update.live_rank,
+                entries=update.parameters if isinstance(update, Entries) else 0,
             )
         )
     return tuple(found)

@@ -63,14 +63,15 @@ def run(options: Options) -> int:
 
 def sizes(adapter: Adapter) -> dict[str, int]:
     """What an adapter costs, and what plain LoRA would at its largest rank and at the rank that training started with."""
-    widths = sum(factors.in_features + factors.out_features for factors in adapter.modules.values())
+    widths = sum(update.in_features + update.out_features for update in adapter.updates.values())
     started = (adapter.metadata.method or {}).get("rank")
     found = {
-        "modules": len(adapter.modules),
+        "modules": len(adapter.updates),
         "live_modules": sum(rank > 0 for rank in adapter.ranks.values()),
         "live_ranks": sum(adapter.ranks.values()),
         "max_rank": adapter.max_rank,
         "parameters": adapter.parameters,
+        "entries": sum(entries.parameters for entries in adapter.entries.values()),
         "head_parameters": adapter.head_parameters,
         "lora_parameters_at_max_rank": adapter.max_rank * widths,
     }
@@ -81,6 +82,9 @@ def sizes(adapter: Adapter) -> dict[str, int]:
 
 def described(costs: dict[str, int]) -> list[str]:
     """The sizes in words; megabytes are those of float32."""
+    if costs["entries"]:
+        lines = [f"sparse entries in {costs['modules']} modules", f"adapter     {_size(costs['parameters'])}"]
+        return [*lines, *([f"heads       {_size(costs['head_parameters'])}"] if costs["head_parameters"] else [])]
     lines = [
         f"{costs['live_ranks']} ranks in {costs['live_modules']} of {costs['modules']} modules, the largest {costs['max_rank']}",
         f"adapter     {_size(costs['parameters'])}",
@@ -102,12 +106,12 @@ def _modules(adapter: Adapter) -> list[dict[str, Any]]:
     return [
         {
             "path": path,
-            "rank": factors.live_rank,
-            "in_features": factors.in_features,
-            "out_features": factors.out_features,
-            "parameters": factors.parameters,
+            "rank": update.live_rank,
+            "in_features": update.in_features,
+            "out_features": update.out_features,
+            "parameters": update.parameters,
         }
-        for path, factors in adapter.modules.items()
+        for path, update in adapter.updates.items()
     ]
 
 

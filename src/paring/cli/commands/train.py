@@ -121,8 +121,11 @@ def summarise(outcome: Finished) -> None:
     """What came out of a run, and where it lies."""
     record = outcome.record
     lines = {name: f"{value:.4f}" for name, value in record.metrics.items()}
-    lines["ranks"] = f"{record.live_ranks} of {record.start_ranks} left ({record.live_ranks / max(record.start_ranks, 1):.0%})"
-    lines["adapter parameters"] = f"{record.parameters:,} (plain LoRA: {record.start_parameters:,})"
+    if record.entries:
+        lines["sparse entries"] = f"{record.entries:,} in {len(record.modules)} modules"
+    else:
+        lines["ranks"] = f"{record.live_ranks} of {record.start_ranks} left ({record.live_ranks / max(record.start_ranks, 1):.0%})"
+        lines["adapter parameters"] = f"{record.parameters:,} (plain LoRA: {record.start_parameters:,})"
     lines["training time"] = f"{record.seconds:.0f} s"
     if record.path is not None:
         lines["family"] = str(outcome.folder / "family")

@@ -168,8 +168,9 @@ def describe(trainer: Trainer, prepared: Prepared, method: Method) -> None:
     """Say what is about to be trained."""
     model, base, total = prepared.model, prepared.base, prepared.ranks
     adapter = paring.snapshot(model)
+    ranks = f"{total} ranks, " if total else ""
     say(
-        f"model: {method.about.title} on {len(adapter.modules)} modules, {total} ranks, {adapter.parameters:,} adapter parameters"
+        f"model: {method.about.title} on {len(adapter.updates)} modules, {ranks}{adapter.parameters:,} adapter parameters"
         + (f", {adapter.head_parameters:,} in a {'new' if base.new_head else 'found'} head" if adapter.heads else "")
         + f"; {trainer.args.device.type}{', bf16' if trainer.args.bf16 else ', fp16' if trainer.args.fp16 else ''}"
     )

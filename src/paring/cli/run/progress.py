@@ -83,8 +83,8 @@ def described(logs: Mapping[str, Any], total_ranks: int) -> str:
         if not isinstance(value, int | float):
             continue
         if key == "live_ranks":
-            share = f" ({100.0 * value / total_ranks:.0f}%)" if total_ranks else ""
-            parts.append(f"ranks {value:.0f}/{total_ranks}{share}")
+            if total_ranks:
+                parts.append(f"ranks {value:.0f}/{total_ranks} ({100.0 * value / total_ranks:.0f}%)")
         elif key == "learning_rate":
             parts.append(f"rate {value:.1e}")
         else:

@@ -12,7 +12,6 @@ from transformers import Trainer
 import paring
 from paring.attach.find import slots
 from paring.cli.console import say
-from paring.parts.parameterise.base import Source
 
 
 def calibrated(trainer: Trainer, model: PeftModel, count: int) -> None:
@@ -21,7 +20,7 @@ def calibrated(trainer: Trainer, model: PeftModel, count: int) -> None:
     Raises:
         SettingError: the loss or a gradient is not finite.
     """
-    if not any(slot.wants is Source.GRADIENT for slot in slots(model).values()):
+    if not any(slot.wants_calibration for slot in slots(model).values()):
         return
     with torch.random.fork_rng():
         loader = trainer.get_train_dataloader()

@@ -9,6 +9,8 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from paring.core.entries import Entries
+from paring.core.errors import SettingError
 from paring.core.factors import Factors
 
 
@@ -32,6 +34,13 @@ class Source(Enum):
 
     WEIGHT = "weight"
     GRADIENT = "gradient"
+    SALIENCE = "weight times gradient"
+    """Entry by entry: how much the loss would change, to first order, if the entry of the weight were zero."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it takes a look at the training data."""
+        return self is not Source.WEIGHT
 
 
 class Slot(nn.Module, ABC):
@@ -63,9 +72,17 @@ class Slot(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not fuse.")
 
-    @abstractmethod
+    def delta(self) -> Factors | Entries:
+        """A detached copy of the update as it is now; slots whose update is no product of factors have their own."""
+        return self.factors()
+
     def factors(self) -> Factors:
-        """A detached copy of the update as it is now, dead ranks included."""
+        """A detached copy of the update as it is now, dead ranks included.
+
+        Raises:
+            SettingError: the update is no product of factors.
+        """
+        raise SettingError(f"The update of a {type(self).__name__} is no product of factors, so it has no ranks and is no plain LoRA.")
 
     @abstractmethod
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
@@ -75,6 +92,12 @@ class Slot(nn.Module, ABC):
     def wants(self) -> Source | None:
         """What :meth:`begin` has still to be given; ``None`` if nothing."""
         return None
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Whether it has still to be given what only a look at the training data tells: see :func:`paring.calibrate`."""
+        wanted = self.wants
+        return wanted is not None and wanted.calibrated
 
     def begin(self, matrix: Tensor, generator: torch.Generator) -> None:
         """Make the start from what :attr:`wants` asks for.

@@ -37,7 +37,8 @@ class Core(Waiting, Dropping):
         self.R = nn.Parameter(core.detach().clone())
         self.scale = scale
         self.dropout = dropout
-        self.wait(rule)
+        self.rule = rule
+        self.wait(rule.source)
 
     def begin(self, matrix: Tensor, generator: torch.Generator) -> None:
         """Start at the rule's factors, whose gate is R's diagonal."""

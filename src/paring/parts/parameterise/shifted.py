@@ -39,7 +39,8 @@ class Shifted(Waiting, LowRank):
         a, b = torch.zeros(rank, shape.in_features), torch.zeros(shape.out_features, rank)
         super().__init__(Factors(a=a, b=b, scale=scale), dropout)
         self.A0, self.B0 = frozen(a.clone()), frozen(b.clone())
-        self.wait(rule)
+        self.rule = rule
+        self.wait(rule.source)
 
     def begin(self, matrix: Tensor, generator: torch.Generator) -> None:
         """Start at the rule's factors."""

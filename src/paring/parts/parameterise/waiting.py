@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from paring.core.errors import StepError
 from paring.core.factors import whole
-from paring.parts.initialise.matrix import MatrixStart
 from paring.parts.parameterise.base import Role, Slot, Source
 
 
@@ -17,10 +16,10 @@ class Waiting(Slot):
     A class that is more than this calls :meth:`wait` once its parameters are there.
     """
 
-    def wait(self, rule: MatrixStart) -> None:
-        """Note where the start will come from."""
-        self.rule = rule
-        self._begun = False
+    def wait(self, source: Source | None) -> None:
+        """Note what the start will be made from; ``None`` if it is there already."""
+        self.source = source
+        self._begun = source is None
 
     @property
     def has_begun(self) -> bool:
@@ -32,7 +31,7 @@ class Waiting(Slot):
     @property
     def wants(self) -> Source | None:
         """What the start is made from, until it has been made."""
-        return None if self.has_begun else self.rule.source
+        return None if self.has_begun else self.source
 
     @torch.no_grad()
     def started(self, **values: Tensor) -> None:
@@ -51,7 +50,7 @@ class Waiting(Slot):
             return
         if not self.has_begun and any(parameter.requires_grad for parameter in self.parameters()):
             raise StepError(
-                f"This adapter starts from the {self.rule.source.value} of the base model's weights, and has not been given it: call "
+                "This adapter starts from gradients of the base model's weights, and has not been given them: call "
                 "paring.calibrate(model, batches) after attaching it and before the first training step."
             )
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -94,6 +94,23 @@ class Method(Coded, ABC):
         Raises:
             SettingError: the method cannot adapt a module of this shape; the message names the module.
         """
+
+    @classmethod
+    def known(cls) -> Mapping[str, type[Coded]]:
+        """All methods by name."""
+        return {name: load(name) for name in names()}
+
+    @classmethod
+    def decode(cls, data: Mapping[str, Any]) -> Self:
+        """The method that settings describe; it is looked for by its name first.
+
+        Raises:
+            SettingError: an unknown method, a newer version, or an unknown key.
+        """
+        name = data.get("name")
+        if isinstance(name, str):
+            load(name)
+        return super().decode(data)
 
     def check(self, shape: Shape) -> None:
         """Refuse a module that this method cannot adapt, before any module is touched.
@@ -212,7 +229,6 @@ def decode(data: Mapping[str, Any]) -> Method:
     name = data.get("name")
     if not isinstance(name, str):
         raise SettingError(f"A method's settings need a 'name', got the keys {sorted(map(str, data))}.")
-    load(name)
     return Method.decode(data)
 
 

@@ -24,6 +24,8 @@ _FIRST_STEP = "it starts at the first step of full fine-tuning, not at zero"
 
 _NO_CONV1D = "PEFT's SHiRA takes nn.Linear only, so there is nothing to export to; the checkpoint and the merged model are exact"
 _LOSES_PLACES = "transformers' load_adapter loads the values of PEFT's SHiRA and not their places; PeftModel.from_pretrained loads both"
+_NOT_ADDED = "its output is no sum of base and update, since the rows have lengths of their own; test_dora.py shows what it is"
+_HELD = "the length that is divided by is held constant in the backward, so its gradient is not the dense model's; it is PEFT's"
 
 EXEMPTIONS: Mapping[tuple[str, str, str], str] = MappingProxyType(
     {
@@ -54,6 +56,11 @@ EXEMPTIONS: Mapping[tuple[str, str, str], str] = MappingProxyType(
         ("test_exports_from_a_model_that_transformers_adapted", "shira", "gpt2"): _NO_CONV1D,
         ("test_export_loads_in_plain_transformers", "shira", EVERY_MODEL): _LOSES_PLACES,
         ("test_the_linter_finds_no_fault_on_behalf_of_peft_and_transformers", "shira", EVERY_MODEL): _LOSES_PLACES,
+        ("test_gradients_are_those_of_the_dense_model", "dora", EVERY_MODEL): _HELD,
+        ("test_gradients_of_several_calls_add_up", "dora", EVERY_MODEL): _HELD,
+        ("test_pruning_zeros_keeps_the_output", "dora", EVERY_MODEL): _NOT_ADDED,
+        ("test_pruning_zeros_keeps_the_output_but_for_rounding", "dora", EVERY_MODEL): _NOT_ADDED,
+        ("test_two_active_adapters_add_up", "dora", EVERY_MODEL): _NOT_ADDED,
         ("test_gates_stay_float32_whatever_the_model_is_cast_to", WITHOUT_GATES, EVERY_MODEL): _NO_GATES,
     }
 )

@@ -33,7 +33,7 @@ def test_only_declared_parameters_get_gradients(case: Case) -> None:
         if id(parameter) in idle:
             assert parameter.requires_grad, name
             assert parameter.grad is None or not parameter.grad.any(), name
-        elif declared.get(id(parameter)) in (Role.FACTOR, Role.UP, Role.GATE) or name in heads:
+        elif declared.get(id(parameter), Role.FROZEN) is not Role.FROZEN or name in heads:
             assert parameter.requires_grad, name
             assert parameter.grad is not None, f"{name} is declared trainable, and got no gradient"
         else:

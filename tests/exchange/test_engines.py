@@ -228,7 +228,7 @@ def test_vllm_0_32_tests_the_largest_rank_named_anywhere(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("keys", "refuse"),
     [
-        ({"use_dora": True}, {"vllm_0_31", "vllm_0_32", "sglang"}),
+        ({"use_dora": True}, {"vllm_0_31", "vllm_0_32", "sglang", "lorax"}),
         ({"bias": "all"}, {"vllm_0_31", "vllm_0_32"}),
         ({"lora_bias": True}, {"vllm_0_32"}),
         ({"layer_replication": [[0, 1]]}, {"vllm_0_32"}),

@@ -86,7 +86,6 @@ def test_reading_and_writing_again_keeps_what_peft_computes(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"use_dora": True}, "use_dora"),
         ({"bias": "all"}, "bias"),
         ({"lora_bias": True}, "lora_bias"),
         ({"init_lora_weights": "pissa"}, "pissa"),
@@ -95,6 +94,22 @@ def test_reading_and_writing_again_keeps_what_peft_computes(tmp_path: Path) -> N
 def test_what_peft_can_and_a_plain_lora_cannot_is_refused(tmp_path: Path, config: dict[str, Any], word: str) -> None:
     trained(tmp_path, **config)
     with pytest.raises(AdapterError, match=word):
+        read(tmp_path)
+
+
+def test_a_dora_of_peft_is_read_with_its_magnitudes(tmp_path: Path) -> None:
+    model = trained(tmp_path, use_dora=True)
+    found = read(tmp_path)
+    assert found.magnitudes.keys() == found.modules.keys()
+    for path, magnitude in found.magnitudes.items():
+        theirs = model.base_model.model.get_submodule(path).lora_magnitude_vector["default"].weight
+        assert torch.equal(magnitude, theirs)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": False}))
+    with pytest.raises(AdapterError, match="a DoRA magnitude, but use_dora is not set"):
+        read(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": "yes"}))
+    with pytest.raises(AdapterError, match="neither true nor false"):
         read(tmp_path)
 
 

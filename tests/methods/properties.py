@@ -21,6 +21,14 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "resume": "a run that goes on at any step ends with the same bits",
             "export": "the export holds the triplets that are left, as many as the target says",
         },
+        "dora": {
+            "peft": "outputs and gradients are those of PEFT's DoRA",
+            "trajectory": "a run of 40 steps is PEFT's, step by step",
+            "lengths": "the lengths of the rows of the adapted weight are the magnitudes",
+            "constant_length": "the length that is divided by has no gradient",
+            "any_direction": "any method may say the direction, and keeps its own promises",
+            "export": "the export loads in stock PEFT, a module without a rank included",
+        },
         "dylora": {
             "output_at_a_rank": "the output at rank b is that of the first b ranks at the scale alpha / b",
             "no_rank_beyond": "no rank beyond b has a part in the output or a gradient; alone, only the last one has",

@@ -127,10 +127,12 @@ def snapshot(model: nn.Module, adapter: str = "default") -> Adapter:
         AdapterError: a factor holds NaN or infinity.
     """
     config = config_of(model, adapter)
-    updates = {path: slot.delta().to(device="cpu") for path, slot in slots(model, adapter).items()}
+    found = slots(model, adapter)
+    updates = {path: slot.delta().to(device="cpu") for path, slot in found.items()}
     return Adapter(
         modules={path: update for path, update in updates.items() if isinstance(update, Factors)},
         entries={path: update for path, update in updates.items() if isinstance(update, Entries)},
+        magnitudes={path: whole(slot.magnitude).cpu().clone() for path, slot in found.items() if slot.magnitude is not None},
         heads={name: tensor.cpu() for name, tensor in heads(model, adapter).items()},
         metadata=Metadata(
             base_model=config.base_model_name_or_path,

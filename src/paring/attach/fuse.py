@@ -67,7 +67,10 @@ def fuse_into(model: nn.Module, adapter: Adapter) -> nn.Module:
         weight, transposed = plain_weight(path, modules[path])
         kind = promoted(weight)
         delta = (update.prune() if isinstance(update, Factors) else update).to(device=weight.device).materialise(kind)
-        weight.copy_((weight.to(kind) + (delta.T if transposed else delta)).to(weight.dtype))
+        total = (weight.T if transposed else weight).to(kind) + delta
+        if path in adapter.magnitudes:
+            total = total * (adapter.magnitudes[path].to(total) / total.norm(dim=1))[:, None]
+        weight.copy_((total.T if transposed else total).to(weight.dtype))
     for name, tensor in adapter.heads.items():
         own[name].copy_(tensor)
     return model

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from paring.attach.fusible import fusible, tensors
-from paring.attach.shapes import plain_weight, promoted
+from paring.attach.shapes import dense_weight, plain_weight, promoted
 from paring.core.errors import TargetError
 from paring.core.factors import Factors
+from paring.kernels.norms import row_norms
 from paring.parts.parameterise.base import Role, Slot
 from paring.parts.shape import Shape
 
@@ -77,11 +78,31 @@ class ParingLinear(nn.Module, BaseTunerLayer):
             assert isinstance(slot, Slot)
             if fusible(base, slot, x):
                 weight, bias = tensors(base)
-                return slot.fused(x, weight.t() if isinstance(base, Conv1D) else weight, bias)
-        y = self.base_layer(x, *args, **kwargs)
+                return self._turned(slot, slot.fused(x, weight.t() if isinstance(base, Conv1D) else weight, bias))
+        y = before = self.base_layer(x, *args, **kwargs)
         for name in active:
-            y = slots[name](y, x)
+            y = self._added(name, y, before, x)
         return y
+
+    def _added(self, name: str, y: Tensor, before: Tensor, x: Tensor) -> Tensor:
+        """``y`` and what an adapter adds to the base output ``before``."""
+        slot = self.paring_slot[name]
+        assert isinstance(slot, Slot)
+        if slot.magnitude is None or y is before:
+            result: Tensor = slot(y, x)
+            return self._turned(slot, result)
+        # Beside other adapters: its length is that of its own sum with the base.
+        return y + (self._turned(slot, slot(before, x)) - before)
+
+    def _turned(self, slot: Slot, y: Tensor) -> Tensor:
+        r"""The output with the slot's magnitudes, :math:`y + (m / \lVert W + \Delta W \rVert - 1) \odot (y - b)`, lengths held constant."""
+        if slot.magnitude is None:
+            return y
+        base = self.get_base_layer()
+        ratio = slot.magnitude / row_norms(dense_weight(self.shape.path, base), slot.delta())
+        bias = base._parameters.get("bias")
+        plain = y if bias is None else y - bias
+        return y + ((ratio - 1.0) * plain).to(y.dtype)
 
     def _mixed(self, x: Tensor, names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         """One adapter for each row of the batch.
@@ -104,7 +125,8 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         for name, index in rows.items():
             if name != BASE and name in self.paring_slot:
                 where = torch.tensor(index, device=x.device)
-                y[where] = self.paring_slot[name](y[where], x[where])
+                before = y[where]
+                y[where] = self._added(name, before, before, x[where])
         return y
 
     # -- merging -------------------------------------------------------------------------------------------------------
@@ -115,6 +137,11 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         assert slot is not None
         weight, transposed = plain_weight(self.shape.path, self.get_base_layer())
         delta = slot.delta().materialise(promoted(weight))
+        if slot.magnitude is not None:
+            stored = (weight.data if self._original is None else self._original).to(delta)
+            original = stored.T if transposed else stored
+            total = original + delta
+            delta = total * (slot.magnitude.detach().to(delta) / total.norm(dim=1))[:, None] - original
         return delta.T if transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -150,7 +177,7 @@ class ParingLinear(nn.Module, BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Every slot is an additive update, which PEFT may approximate (``paring.export`` is exact and keeps the ranks)."""
         slot = self.slot(adapter_name)
-        return slot is None or isinstance(slot.delta(), Factors)
+        return slot is None or (slot.magnitude is None and isinstance(slot.delta(), Factors))
 
     # -- what may train ------------------------------------------------------------------------------------------------
 

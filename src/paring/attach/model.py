@@ -21,6 +21,7 @@ from paring.attach.layer import BASE, ParingLinear
 from paring.attach.shapes import dense_weight, linear_shape
 from paring.attach.targets import find_targets
 from paring.core.errors import TargetError, near
+from paring.kernels.norms import row_norms
 from paring.lead import hook
 from paring.method import Rate
 from paring.parts.parameterise.base import Role, Source
@@ -57,6 +58,8 @@ class ParingModel(BaseTuner):
             if not any(parameter.is_meta for parameter in slot.parameters()) and slot.wants is Source.WEIGHT:
                 layer = adapted[path]
                 slot.begin(dense_weight(path, layer.get_base_layer()), start_generator(config.seed, layer.shape))
+            if slot.magnitude is not None and not slot.magnitude.is_meta:
+                slot.magnitude.data.copy_(row_norms(dense_weight(path, adapted[path].get_base_layer()), None))
         config.method.lead(together, None)
 
     def _create_and_replace(

@@ -107,6 +107,8 @@ def added(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -
     if weights is not None and len(weights) != len(adapters):
         raise SettingError(f"weights={list(weights)!r}: give one for each of the {len(adapters)} adapters.")
     for adapter in adapters:
+        if adapter.magnitudes:
+            adapter.check_factors("Switching")
         if adapter.modules:
             raise AdapterError(
                 f"This adapter has low-rank factors ({len(adapter.modules)} modules, first: {next(iter(adapter.modules))!r}), which change "

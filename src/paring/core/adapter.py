@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -47,6 +47,8 @@ class Adapter:
         heads: tensors of fully trained modules (``modules_to_save``), by their name in the base model,
             ``"classifier.weight"``.
         entries: module path to sparse entries of its weight, where the update is no product of factors.
+        magnitudes: module path to the length of each row of its adapted weight, (out,), where that is trained apart from the direction,
+            which the update then says alone.
         metadata: where it comes from.
 
     Raises:
@@ -56,6 +58,7 @@ class Adapter:
     modules: Mapping[str, Factors] = field(default_factory=dict)
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     entries: Mapping[str, Entries] = field(default_factory=dict)
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
     metadata: Metadata = field(default_factory=Metadata)
 
     def __post_init__(self) -> None:
@@ -74,13 +77,18 @@ class Adapter:
             if not finite(tensor):
                 raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
         # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
-        for name in ("modules", "entries"):
+        for path, magnitude in self.magnitudes.items():
+            if path not in self.updates or magnitude.shape != (self.updates[path].out_features,):
+                raise AdapterError(f"Module {path!r} has magnitudes of shape {tuple(magnitude.shape)}, and no update with so many outputs.")
+            if not finite(magnitude):
+                raise AdapterError(f"Module {path!r} has magnitudes with NaN or infinity; the run that wrote it diverged.")
+        for name in ("modules", "entries", "magnitudes"):
             object.__setattr__(self, name, MappingProxyType(dict(sorted(vars(self)[name].items(), key=lambda item: natural(item[0])))))
         object.__setattr__(self, "heads", MappingProxyType(dict(sorted(self.heads.items()))))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Read-only views neither pickle nor deep-copy; the dictionaries below them do.
-        return _rebuild, (dict(self.modules), dict(self.heads), dict(self.entries), self.metadata)
+        return _rebuild, (dict(self.modules), dict(self.heads), dict(self.entries), dict(self.magnitudes), self.metadata)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -99,8 +107,8 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """Adapter parameters once pruned and folded, heads not counted: ``sum_m r_m (in_m + out_m)``, and sparse entries."""
-        return sum(update.parameters for update in self.updates.values())
+        """Adapter parameters once pruned and folded, heads not counted: ``sum_m r_m (in_m + out_m)``, sparse entries, magnitudes."""
+        return sum(update.parameters for update in self.updates.values()) + sum(each.numel() for each in self.magnitudes.values())
 
     @property
     def head_parameters(self) -> int:
@@ -110,17 +118,22 @@ class Adapter:
     def folded(self) -> Adapter:
         """Dead ranks dropped, gates and scales folded into B (scale 1); the updates are unchanged."""
         modules = {path: factors.prune().fold() for path, factors in self.modules.items()}
-        return Adapter(modules=modules, heads=self.heads, entries=self.entries, metadata=self.metadata)
+        return replace(self, modules=modules)
 
     def check_factors(self, purpose: str) -> None:
-        """Refuse sparse entries where factors are asked for.
+        """Refuse all but low-rank factors that are added to a weight.
 
         Args:
             purpose: what cannot be done with them, "Compressing".
 
         Raises:
-            AdapterError: some module has sparse entries.
+            AdapterError: some module has sparse entries, or magnitudes.
         """
+        if self.magnitudes:
+            raise AdapterError(
+                f"{purpose} needs updates that are added to a weight, but this adapter has magnitudes as well "
+                f"(DoRA, {len(self.magnitudes)} modules, first: {next(iter(self.magnitudes))!r}). Fuse it into its base model."
+            )
         if self.entries:
             raise AdapterError(
                 f"{purpose} needs low-rank factors, but this adapter holds sparse entries of its weights ({len(self.entries)} modules, "
@@ -128,8 +141,14 @@ class Adapter:
             )
 
 
-def _rebuild(modules: dict[str, Factors], heads: dict[str, Tensor], entries: dict[str, Entries], metadata: Metadata) -> Adapter:
-    return Adapter(modules=modules, heads=heads, entries=entries, metadata=metadata)
+def _rebuild(
+    modules: dict[str, Factors],
+    heads: dict[str, Tensor],
+    entries: dict[str, Entries],
+    magnitudes: dict[str, Tensor],
+    metadata: Metadata,
+) -> Adapter:
+    return Adapter(modules=modules, heads=heads, entries=entries, magnitudes=magnitudes, metadata=metadata)
 
 
 def natural(path: str) -> tuple[tuple[int, str], ...]:

@@ -33,6 +33,11 @@ class Coded:
         elif "name" in cls.__dict__:
             cls.members[cls.name] = cls
 
+    @classmethod
+    def known(cls) -> Mapping[str, type[Coded]]:
+        """All members of the family by name; some families have to look for theirs."""
+        return cls.members
+
     def encode(self) -> dict[str, Any]:
         """Write this value, and the values inside it, as plain data."""
         return {"name": self.name, "version": self.version, **{key: _plain(value) for key, value in self._fields().items()}}

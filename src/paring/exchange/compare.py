@@ -82,6 +82,11 @@ def check_written(written: Adapter, live: Adapter, dtype: torch.dtype | None) ->
         allowed = max(TOLERANCE.get(dtype or kind, 1e-5) for kind in kinds)
         if not distance <= allowed:
             raise ExportError(f"The export of {path!r} differs from the live model by {distance:.1e} (allowed {allowed:.0e}); {advice}")
+    for path, magnitude in live.magnitudes.items():
+        kept = written.magnitudes.get(path)
+        allowed = TOLERANCE.get(dtype or magnitude.dtype, 1e-5)
+        if kept is None or not float((kept.double() - magnitude.double()).norm()) <= allowed * float(magnitude.double().norm()):
+            raise ExportError(f"The export lacks the magnitudes of {path!r}, or has others; {advice}")
     for name, tensor in live.heads.items():
         kept = written.heads.get(name)
         if kept is None or kept.shape != tensor.shape:

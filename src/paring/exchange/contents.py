@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from paring.exchange import settings
 from paring.exchange.heads import owner
-from paring.exchange.layout import PREFIX, factor_key, split_key, split_layer
+from paring.exchange.layout import PREFIX, factor_key, magnitude_key, split_key, split_layer
 
 Level = Literal["ok", "warning", "error"]
 
@@ -54,6 +54,14 @@ class Contents:
         """Keys of tensors that are neither whole factors nor in fully trained modules, sorted."""
         pairs = {factor_key(module, which) for module in self.ranks for which in ("A", "B")}
         return tuple(sorted(key for key in self.shapes if key not in pairs and key.removeprefix(PREFIX) not in self.heads))
+
+    @cached_property
+    def unread(self) -> tuple[str, ...]:
+        """Those of :attr:`extra` that PEFT does not read either."""
+        if not settings.use_dora(self.config):
+            return self.extra
+        known = {f"{magnitude_key(module)}{end}" for module in self.ranks for end in ("", ".weight")}
+        return tuple(key for key in self.extra if key not in known)
 
     @cached_property
     def last_layer(self) -> int:

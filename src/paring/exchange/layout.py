@@ -5,6 +5,7 @@
     adapter_config.json          ranks, alphas, targets
     adapter_model.safetensors    base_model.model.<module path>.lora_A.weight   (r, in)
                                  base_model.model.<module path>.lora_B.weight   (out, r)
+                                 base_model.model.<module path>.lora_magnitude_vector   (out,), with use_dora
                                  base_model.model.<head tensor>                 modules_to_save
     README.md                    the model card
     paring.json                  where the adapter comes from; no loader reads it but paring's own
@@ -30,6 +31,7 @@ TOKENIZER = "tokenizer_config.json"
 OWN_FILES = frozenset({CONFIG, WEIGHTS, CARD, SIDE})
 
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
 _INDEX = re.compile(r"(?:(?P<before>.*?)\.)?(?P<index>\d+)(?:\.(?P<after>.*))?")
@@ -42,6 +44,11 @@ def factor_key(module: str, which: Literal["A", "B"]) -> str:
     'base_model.model.encoder.layer.0.attention.self.query.lora_A.weight'
     """
     return f"{PREFIX}{module}.lora_{which}.weight"
+
+
+def magnitude_key(module: str) -> str:
+    """The key of the lengths of a module's rows on disk."""
+    return f"{PREFIX}{module}.{MAGNITUDE}"
 
 
 def split_key(key: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from torch import Tensor
 
 from paring.core.adapter import Adapter, Metadata
 from paring.core.errors import AdapterError, near
@@ -17,14 +18,14 @@ from paring.core.factors import Factors
 from paring.exchange import settings, sparse
 from paring.exchange.expressions import Clock
 from paring.exchange.heads import owner
-from paring.exchange.layout import CONFIG, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, split_key
+from paring.exchange.layout import CONFIG, MAGNITUDE, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, magnitude_key, split_key
 from paring.exchange.provenance import Provenance
 from paring.exchange.tensors import FLOATS, Reader, opened
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _LONGEST = 500
 _PARTS = {
-    "lora_magnitude_vector": "a DoRA magnitude",
+    "lora_magnitude_vector": "a DoRA magnitude, but use_dora is not set",
     "lora_embedding_": "an adapter of an embedding",
     "lora_A.bias": "a bias on lora_A (lora_bias)",
     "lora_B.bias": "a bias on lora_B (lora_bias)",
@@ -58,9 +59,11 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
     clock = Clock()
     scales, selection, heads = settings.Scales(config, clock), settings.selection(config, clock), settings.heads(config)
     modules: dict[str, Factors] = {}
+    magnitudes: dict[str, Tensor] = {}
+    directed = settings.use_dora(config)
     trained = {}
     with opened(files.weights) as file, provenance.checking(files.weights):
-        for key, names in _sorted(file, heads).items():
+        for key, names in _sorted(file, heads, directed).items():
             if isinstance(names, str):
                 trained[names] = file.tensor(key)
                 continue
@@ -73,11 +76,20 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
                 )
             a, b = file.tensor(factor_key(module, "A")), file.tensor(factor_key(module, "B"))
             modules[module] = Factors(a=a, b=b, scale=scales.scale_of(module))
+            if directed:
+                magnitudes[module] = _magnitude(file, module)
     if not modules:
         raise AdapterError(f"{WEIGHTS} holds no LoRA factors; keys look like {factor_key('<module>', 'A')!r}.")
     transposed = frozenset(modules) if settings.fan_in_fan_out(config) else frozenset()
     metadata = _metadata(config, provenance, transposed)
-    return Adapter(modules={**provenance.dead(modules), **modules}, heads=trained, metadata=metadata)
+    return Adapter(modules={**provenance.dead(modules), **modules}, heads=trained, magnitudes=magnitudes, metadata=metadata)
+
+
+def _magnitude(file: Reader, module: str) -> Tensor:
+    for key in (magnitude_key(module), f"{magnitude_key(module)}.weight"):  # releases of PEFT differ
+        if key in file.shapes:
+            return file.tensor(key)
+    raise AdapterError(f"use_dora is set, but {WEIGHTS} has no {magnitude_key(module)!r}; the file is incomplete.")
 
 
 def _metadata(config: Mapping[str, Any], provenance: Provenance, transposed: frozenset[str]) -> Metadata:
@@ -145,14 +157,15 @@ class _Module:
     rank: int
 
 
-def _sorted(file: Reader, heads: list[str]) -> dict[str, _Module | str]:
+def _sorted(file: Reader, heads: list[str], directed: bool) -> dict[str, _Module | str]:
     """What each key of the file is, by its header alone: a module (by the key of its A), or a head's tensor by its name."""
     found = file.shapes
     result: dict[str, _Module | str] = {}
     for key, (dtype, shape) in found.items():
         part = split_key(key)
         if part is None:
-            result[key] = _head(key, heads)
+            if not (directed and key.removesuffix(".weight").endswith(f".{MAGNITUDE}")):
+                result[key] = _head(key, heads)
             continue
         module, which = part
         other = factor_key(module, "B" if which == "A" else "A")

@@ -74,9 +74,9 @@ def _by_configuration(contents: Contents, complaints: list[Complaint]) -> Verdic
     if torn:
         rank, expected = contents.ranks[torn[0]], scales.rank_of(torn[0])
         complaints.append(_refusal(f"{torn[0]!r} has rank {rank} in the file and {expected} in the configuration{_more(torn)}. {AGAIN}"))
-    if contents.extra:
+    if contents.unread:
         message = (
-            f"The tensor {contents.extra[0]!r}{_more(contents.extra)} is neither a factor nor in modules_to_save; it ignores it or fails."
+            f"The tensor {contents.unread[0]!r}{_more(contents.unread)} is neither a factor nor in modules_to_save; it ignores it or fails."
         )
         complaints.append(Complaint(level="warning", message=message))
     return Verdict(applied=applied, complaints=tuple(complaints))
@@ -252,6 +252,8 @@ def lorax(contents: Contents) -> Verdict:
             f"Export with layout='uniform' and pad_to={padded} (--pad_to), or set DISABLE_SGMV=1."
         )
         complaints.append(Complaint(level="warning", message=message))
+    if settings.use_dora(contents.config):
+        complaints.append(_refusal("it reads no magnitudes (use_dora), and the factors alone are another update"))
     complaints += _no_heads(contents)
     return _global_scale(contents, complaints, rslora=True, dropped=dropped)
 

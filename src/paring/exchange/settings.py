@@ -26,6 +26,7 @@ _READ = frozenset(
         "rank_pattern",
         "alpha_pattern",
         "use_rslora",
+        "use_dora",
         "target_modules",
         "exclude_modules",
         "layers_to_transform",
@@ -60,7 +61,6 @@ _HARMLESS = frozenset(
 )
 # Keys that change the update into something that A, B and a scale do not say.
 _VARIANTS = {
-    "use_dora": "DoRA, which normalises the whole weight",
     "lora_bias": "a bias on lora_B",
     "layer_replication": "replicated layers",
     "target_parameters": "adapted bare parameters (mixture-of-experts tensors)",
@@ -232,6 +232,15 @@ def text(config: Mapping[str, Any], key: str) -> str | None:
     if value is None or isinstance(value, str):
         return value or None
     raise AdapterError(f"{key} = {str(value)[:60]!r} in {CONFIG} is not a string.")
+
+
+def use_dora(config: Mapping[str, Any]) -> bool:
+    """Whether the adapter says the direction of the weights, and has magnitudes beside it.
+
+    Raises:
+        AdapterError: neither true nor false.
+    """
+    return _flag(config, "use_dora")
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:

@@ -40,6 +40,10 @@ def rank_of(adapter: Adapter) -> int:
     Raises:
         ExportError: PEFT's SHiRA does not take a module, or the adapter holds factors as well.
     """
+    if adapter.magnitudes:
+        raise ExportError(
+            "PEFT's SHiRA has no magnitudes, so these sparse entries cannot be exported with theirs; fuse them into the base model."
+        )
     if adapter.modules:
         raise ExportError(
             f"The adapter holds factors ({next(iter(adapter.modules))!r}) and sparse entries ({next(iter(adapter.entries))!r}), which no "

@@ -32,7 +32,7 @@ from paring.exchange import sparse
 from paring.exchange.card import TASKS, model_card
 from paring.exchange.folder import replacing, store
 from paring.exchange.heads import modules_to_save
-from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, TOKENIZER, WEIGHTS, Layout, factor_key
+from paring.exchange.layout import CARD, CONFIG, LAYOUTS, OWN_FILES, PREFIX, SIDE, TOKENIZER, WEIGHTS, Layout, factor_key, magnitude_key
 from paring.exchange.patterns import Plan, plan
 from paring.exchange.tensors import Entry, cast, save
 
@@ -89,6 +89,9 @@ def write(
     ranks = _entry_ranks(adapter, pad_to) if adapter.entries else _ranks(adapter, layout, pad_to)
     heads = modules_to_save(adapter.heads, meta.task_type, module_names)
     planned = plan(ranks, module_names, {*heads, *IMPLIED.get(meta.task_type or "", ())})
+    if adapter.magnitudes and adapter.magnitudes.keys() != adapter.updates.keys():
+        missing = next(path for path in adapter.updates if path not in adapter.magnitudes)
+        raise ExportError(f"Module {missing!r} has no magnitudes where others do, which PEFT does not read: it wants them for all or none.")
     files = {
         CONFIG: _json(
             sparse.config(adapter, max(ranks.values()), planned, heads) if adapter.entries else _config(adapter, ranks, planned, heads)
@@ -128,7 +131,8 @@ def _ranks(adapter: Adapter, layout: Layout, pad_to: int | None) -> dict[str, in
             raise SettingError(f"pad_to={pad_to} needs layout='uniform' and at least the largest rank, {largest}.")
     if layout == "uniform":
         return dict.fromkeys(adapter.modules, pad_to or largest)
-    return {path: rank for path, rank in adapter.ranks.items() if rank > 0}
+    # A module without a rank still has its magnitudes, which PEFT keeps beside at least one.
+    return {path: rank or 1 for path, rank in adapter.ranks.items() if rank > 0 or path in adapter.magnitudes}
 
 
 def _config(adapter: Adapter, ranks: Mapping[str, int], planned: Plan, heads: list[str]) -> dict[str, Any]:
@@ -153,6 +157,8 @@ def _config(adapter: Adapter, ranks: Mapping[str, int], planned: Plan, heads: li
         "task_type": meta.task_type,
         "use_rslora": False,
     }
+    if adapter.magnitudes:
+        config["use_dora"] = True
     if planned.exclude_modules is not None:
         config["exclude_modules"] = planned.exclude_modules
     return config
@@ -198,6 +204,9 @@ def _entries(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype | No
         down, up = _factors(factors, rank, kept, path)
         yield Entry(key=factor_key(path, "A"), dtype=kept, shape=(rank, factors.in_features), tensor=down)
         yield Entry(key=factor_key(path, "B"), dtype=kept, shape=(factors.out_features, rank), tensor=up)
+        if path in adapter.magnitudes:
+            magnitude, wide = adapter.magnitudes[path], dtype or adapter.magnitudes[path].dtype
+            yield Entry(key=magnitude_key(path), dtype=wide, shape=tuple(magnitude.shape), tensor=cast(magnitude.detach, wide, path))
     for name, tensor in adapter.heads.items():
         kept = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         yield Entry(key=PREFIX + name, dtype=kept, shape=tuple(tensor.shape), tensor=cast(tensor.detach, kept, name))

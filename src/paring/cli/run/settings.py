@@ -71,7 +71,7 @@ def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], sta
         hint, default = hints[item.name], default_of(item) if start is None else vars(start)[item.name]
         if "family" in item.metadata:
             # A part: its name, its spelling in Python, or a mapping with its name and its own settings.
-            hint, default = str | dict[str, Any], as_flag(default)
+            hint, default = (str | dict[str, Any] if default is not None else str | dict[str, Any] | None), as_flag(default)
             default = default["name"] if isinstance(default, dict) and set(default) == {"name"} else default
         keywords = {"required": True} if default is dataclasses.MISSING else {"default": default}
         group.add_argument(f"--{flag_name(method, item.name, taken)}", type=hint, help=described.get(item.name, ""), **keywords)
@@ -94,7 +94,7 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
         flag = flag_name(method, item.name, taken)
         family = families.get(str(item.metadata.get("family", "")))
         short = _short(family, values[flag], values)
-        data[item.name] = short or (values[flag] if family is None else part_of(flag, values[flag], family))
+        data[item.name] = short or (values[flag] if family is None or values[flag] is None else part_of(flag, values[flag], family))
         started = None if start is None else vars(start)[item.name]
         if isinstance(started, Coded) and _transient(type(started)) and data[item.name] != as_flag(started):
             raise SettingError(f"--{flag} {values[flag]!r} and --init_adapter both say where the adapter starts; leave one of them out.")
@@ -122,12 +122,13 @@ def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> d
         SettingError: the family has no such part; says which ones it has.
     """
     data = _called(value) if isinstance(value, str) else dict(value)
-    known = {_squashed(word): name for name, member in family.members.items() for word in (member.__name__, name)}
+    members = family.known()
+    known = {_squashed(word): name for name, member in members.items() for word in (member.__name__, name)}
     name = known.get(_squashed(str(data.get("name"))))
     if name is None:
-        given = [_spelled(member) for member in family.members.values() if not _transient(member)]
+        given = [_spelled(member) for member in members.values() if not _transient(member)]
         raise SettingError(
-            f"--{flag} {value!r}: there is no such {family.__name__.lower()}.{near(str(data.get('name')), family.members)} "
+            f"--{flag} {value!r}: there is no such {family.__name__.lower()}.{near(str(data.get('name')), members)} "
             f"Give one of {', '.join(sorted(given))}."
         )
     return {**data, "name": name}

@@ -21,6 +21,8 @@ class Role(Enum):
     UP = "up"
     """The factor that starts at zero and has the module's outputs; it is stepped as other factors unless a method asks otherwise."""
     GATE = "gate"
+    MAGNITUDE = "magnitude"
+    """The lengths of the adapted weight's rows: see :meth:`Slot.direct`."""
     FROZEN = "frozen"
 
     @property
@@ -49,6 +51,17 @@ class Slot(nn.Module, ABC):
     All state that changes the output is an ``nn.Parameter``, frozen where need be, so that whatever copies parameters copies
     the adapter.
     """
+
+    magnitude: nn.Parameter | None
+    """The length of each row of the adapted weight, (out,), where it is trained apart from the direction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("magnitude", None)
+
+    def direct(self) -> None:
+        """From now on the update says the direction of the weight's rows alone, and their lengths are parameters of their own."""
+        self.magnitude = nn.Parameter(torch.zeros(self.delta().out_features))
 
     @abstractmethod
     def add(self, y: Tensor, x: Tensor) -> Tensor:
@@ -85,8 +98,14 @@ class Slot(nn.Module, ABC):
         raise SettingError(f"The update of a {type(self).__name__} is no product of factors, so it has no ranks and is no plain LoRA.")
 
     @abstractmethod
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+        """Every parameter of the update with its name and role."""
+
     def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """Every own parameter with its name and role."""
+        yield from self.update_roles()
+        if self.magnitude is not None:
+            yield "magnitude", self.magnitude, Role.MAGNITUDE
 
     @property
     def wants(self) -> Source | None:

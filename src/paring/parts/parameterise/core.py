@@ -68,7 +68,7 @@ class Core(Waiting, Dropping):
         """A detached copy of the update, R folded into A."""
         return Factors(a=whole(self.R) @ whole(self.A), b=whole(self.B).clone(), scale=self.scale)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """R is trained, A and B are not."""
         yield "A", self.A, Role.FROZEN
         yield "B", self.B, Role.FROZEN

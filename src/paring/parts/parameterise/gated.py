@@ -184,9 +184,9 @@ class Gated(LowRank):
         """A detached copy of the update, gate included."""
         return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), gate=whole(self.gate).clone(), scale=self.scale)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """A and B are factors, the gate is a gate."""
-        yield from super().roles()
+        yield from super().update_roles()
         yield "gate", self.gate, Role.GATE
 
     def _watch(self, gate: Tensor) -> None:

@@ -58,7 +58,7 @@ class LowRank(Dropping):
         """A detached copy of the update."""
         return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), scale=self.scale)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """A and B are factors, B the one that goes up."""
         yield "A", self.A, Role.FACTOR
         yield "B", self.B, Role.UP

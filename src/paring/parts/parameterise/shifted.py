@@ -68,8 +68,8 @@ class Shifted(Waiting, LowRank):
         a, a0, b, b0 = whole(self.A), whole(self.A0), whole(self.B), whole(self.B0)
         return Factors(a=torch.cat([a, a - a0]), b=torch.cat([b - b0, b0], dim=1), scale=self.scale)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """A and B are factors; where they started is frozen."""
-        yield from super().roles()
+        yield from super().update_roles()
         yield "A0", self.A0, Role.FROZEN
         yield "B0", self.B0, Role.FROZEN

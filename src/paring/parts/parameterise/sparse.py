@@ -88,7 +88,7 @@ class Sparse(HoldsWhole, Waiting):
             return self._entries(torch.arange(self.values.shape[0], device=self.values.device))
         return self._entries(unpacked(whole(self.low), whole(self.counts))).to(dtype=self.values.dtype)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """The values are trained, their places are not."""
         yield "values", self.values, Role.FACTOR
         yield "low", self.low, Role.FROZEN

@@ -82,7 +82,7 @@ class Triplet(Followed):
         super()._load_from_state_dict(*args, **kwargs)
         self._settled = None
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """All three are factors."""
-        yield from super().roles()
+        yield from super().update_roles()
         yield "E", self.E, Role.FACTOR

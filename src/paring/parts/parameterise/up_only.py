@@ -22,7 +22,7 @@ class UpOnly(LowRank):
         """Never."""
         return False
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """B is trained, A is not."""
         yield "A", self.A, Role.FROZEN
         yield "B", self.B, Role.UP

@@ -69,6 +69,16 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "only_the_core": "only R is trained, r^2 parameters a module",
             "projection": "a step on R moves the weight by the two-sided projection of the full gradient",
         },
+        "nola": {
+            "start": "the update is zero at the start",
+            "first_gradients": "at the start alpha's gradient is exactly zero, and beta's is <s dL/dW A_0^T, B_j>",
+            "materialised": "the update and its gradients are those of materialised bases",
+            "same_bits": "bases drawn in blocks, drawn at once and kept in memory give the same bits",
+            "count": "2k parameters a module, whatever its width and rank",
+            "global_generators": "training touches no global generator",
+            "fresh_process": "a fresh process reloads the update to the bit, also after casts of the model",
+            "made_once": "the bases are made once a step in each direction, however often a module is called, and not at all in evaluation",
+        },
         "olora": {
             "start": "at the start B's columns are orthonormal and B A is the leading part of W = Q R, as in PEFT's olora",
             "residual": "the residual W - s B0 A0 is PEFT's modified base weight",

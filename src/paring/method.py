@@ -128,6 +128,9 @@ class Method(Coded, ABC):
         """The proximal step that must follow each optimizer step; ``None`` if there is none."""
         return None
 
+    def join(self, slots: Mapping[str, Slot]) -> None:
+        """Tie together the slots of one adapter, by module path, once all are there and before any is loaded or trained."""
+
     def lead(self, slots: Mapping[str, Slot], steps: int | None) -> Leader | None:
         """What acts on all slots together, around optimizer steps; they are told.
 
@@ -170,6 +173,21 @@ def check_common(*, rank: int, alpha: float, dropout: float, scaling: str | None
     number("dropout", dropout, low=0.0, high=1.0, open_high=True)
     if scaling is not None:
         choice("scaling", scaling, ("standard", "rs"))
+
+
+def check_gates(*, penalty: float, fade: float | None, gate_rate: float | None, gate_memory: float | None) -> None:
+    """Refuse what is wrong for every method whose gates take a proximal step.
+
+    Raises:
+        SettingError: names the setting.
+    """
+    number("penalty", penalty, low=0.0)
+    if fade is not None:
+        number("fade", fade, low=0.0, open_low=True)
+    if gate_rate is not None:
+        number("gate_rate", gate_rate, low=0.0, open_low=True)
+    if gate_memory is not None:
+        number("gate_memory", gate_memory, low=0.0, high=1.0, open_high=True)
 
 
 def check_rank(rank: int, shape: Shape) -> None:

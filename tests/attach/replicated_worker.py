@@ -20,6 +20,7 @@ from paring.methods.adalora import AdaLoRA
 from paring.methods.dylora import DyLoRA
 from paring.methods.lora import LoRA
 from paring.methods.lora_ga import LoRAGA
+from paring.methods.s2_lora import S2LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
@@ -30,6 +31,7 @@ STEPS, ROWS, WIDTH = 12, 16, 6
 METHODS: dict[str, Method] = {
     "LoRA": LoRA(rank=4),
     "SoRA": SoRA(rank=4, penalty=0.9, gate_rate=0.1, fade=None),
+    "S2-LoRA": S2LoRA(rank=4, penalty=0.9, gate_rate=0.1, fade=None),
     # Pays for one rank of three modules: at least one of them ends with none.
     "spectral": Spectral(rank=4, budget=Parameters(count=24), steps=STEPS),
     "AdaLoRA": AdaLoRA(rank=4, target=1, steps=STEPS, every=1, orthogonality=0.01),
@@ -40,7 +42,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-EMPTY = {"SoRA", "spectral", "spectral by loss"}
+EMPTY = {"SoRA", "S2-LoRA", "spectral", "spectral by loss"}
 """Those that end with an empty module."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -12,10 +13,18 @@ from torch.distributed.fsdp import fully_shard
 
 import paring
 from paring.attach.find import slots
+from paring.core.errors import TargetError
+from paring.method import Method
+from paring.methods.s2_lora import S2LoRA
 from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer
 from paring.train.look import tally, trained
+
+METHODS: dict[str, Method] = {
+    "sora": SoRA(rank=5, penalty=0.9, gate_rate=0.1),
+    "s2_lora": S2LoRA(rank=5, penalty=0.9, gate_rate=0.1),
+}
 
 
 class Net(nn.Module):
@@ -30,10 +39,10 @@ class Net(nn.Module):
         return self.head(self.two(torch.relu(self.one(x))))
 
 
-def build(shard: bool) -> nn.Module:
+def build(method: Method, shard: bool) -> nn.Module:
     """The same model with and without shards."""
     torch.manual_seed(0)
-    model = paring.adapt(Net(), SoRA(rank=5, penalty=0.9, gate_rate=0.1), target_modules=["one", "two"], modules_to_save=["head"], seed=0)
+    model = paring.adapt(Net(), method, target_modules=["one", "two"], modules_to_save=["head"], seed=0)
     if shard:
         fully_shard(model)
     return model
@@ -53,7 +62,15 @@ def train(model: nn.Module) -> None:
 def main(rank: int, size: int, place: Path) -> None:
     """Train both, compare, export from all processes at once."""
     dist.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=size)
-    whole, sharded = build(shard=False), build(shard=True)
+    for name, method in METHODS.items():
+        compare(method, place / name)
+    refused(METHODS["s2_lora"])
+    dist.destroy_process_group()
+
+
+def compare(method: Method, folder: Path) -> None:
+    """Shards and the whole."""
+    whole, sharded = build(method, shard=False), build(method, shard=True)
     train(whole)
     train(sharded)
     wanted, got = paring.snapshot(whole), paring.snapshot(sharded)
@@ -66,10 +83,18 @@ def main(rank: int, size: int, place: Path) -> None:
     for name, tensor in wanted.heads.items():
         torch.testing.assert_close(got.heads[name], tensor)
     assert all(isinstance(slot, Gated) and int(slot.steps) == 6 for slot in slots(sharded).values())
-    paring.export(sharded, place / "adapter")
+    paring.export(sharded, folder)
     dist.barrier()
-    assert paring.read(place / "adapter").ranks == {path: count for path, count in got.ranks.items() if count}
-    dist.destroy_process_group()
+    assert paring.read(folder).ranks == {path: count for path, count in got.ranks.items() if count}
+
+
+def refused(method: Method) -> None:
+    """Factors that modules share, where each module is put together for its own time."""
+    model = build(method, shard=False)
+    for part in (model.get_submodule("base_model.model.one"), model.get_submodule("base_model.model.two"), model):
+        fully_shard(part)
+    with pytest.raises(TargetError, match="sharded module by module"):
+        train(model)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class ParingModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         adapted = layers(model)
         together = {path: slot for path, layer in adapted.items() if (slot := layer.slot(adapter_name)) is not None}
+        config.method.join(together)
         for path, slot in together.items():
             # On the meta device it is about to be loaded.
             if not any(parameter.is_meta for parameter in slot.parameters()) and slot.wants is Source.WEIGHT:

@@ -25,12 +25,12 @@ import torch
 from paring.core.adapter import Adapter
 from paring.core.coding import choice, member, number
 from paring.core.errors import SettingError
-from paring.method import About, Method, Rate, check_common, check_rank, part
+from paring.method import About, Method, Rate, check_common, check_gates, check_rank, part
 from paring.parts.initialise.base import Initialiser
 from paring.parts.initialise.from_adapter import FromAdapter
 from paring.parts.initialise.kaiming import KaimingZero
 from paring.parts.parameterise.base import Role, Slot
-from paring.parts.parameterise.gated import Gated
+from paring.parts.parameterise.gated import Gated, never_shrunk
 from paring.parts.parameterise.low_rank import Scaling, scale_of
 from paring.parts.shape import Shape
 from paring.parts.update.proximal import Operator, Proximal, StepSize
@@ -119,13 +119,7 @@ class SoRA(Method):
 
     def __post_init__(self) -> None:
         check_common(rank=self.rank, alpha=self.alpha, dropout=self.dropout, scaling=self.scaling)
-        number("penalty", self.penalty, low=0.0)
-        if self.fade is not None:
-            number("fade", self.fade, low=0.0, open_low=True)
-        if self.gate_rate is not None:
-            number("gate_rate", self.gate_rate, low=0.0, open_low=True)
-        if self.gate_memory is not None:
-            number("gate_memory", self.gate_memory, low=0.0, high=1.0, open_high=True)
+        check_gates(penalty=self.penalty, fade=self.fade, gate_rate=self.gate_rate, gate_memory=self.gate_memory)
         choice("gates", self.gates, ("normal", "ones"))
         choice("step_size", self.step_size, ("rate", "constant"))
         choice("operator", self.operator, ("exact", "released"))
@@ -160,12 +154,7 @@ class SoRA(Method):
 
     def unfinished(self, slots: Mapping[str, Slot]) -> str | None:
         """Whether the proximal step has ever run."""
-        if any(int(slot.steps) for slot in slots.values() if isinstance(slot, Gated)):
-            return None
-        return (
-            "The proximal step never ran on this adapter: no gate was ever shrunk, so it is plain LoRA with random gates. Train it with a "
-            "torch.optim optimizer that holds the gates (see paring.step.watch for others)"
-        )
+        return never_shrunk(slots.values())
 
     @classmethod
     def from_adapter(cls, adapter: Adapter, source: str | None = None, **settings: Any) -> SoRA:

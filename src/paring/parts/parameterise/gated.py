@@ -3,7 +3,7 @@ r"""SoRA's parameterisation: :math:`\Delta W = s\,B\,\mathrm{diag}(g)\,A`, with 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from paring.core.factors import Factors, whole
 from paring.kernels.adapted import Live, adapted_linear
 from paring.kernels.low_rank import add_low_rank
 from paring.parts.parameterise.alive import Alive
-from paring.parts.parameterise.base import Role
+from paring.parts.parameterise.base import Role, Slot
 from paring.parts.parameterise.low_rank import LowRank
 from paring.parts.parameterise.marks import UNIT, Marks
 from paring.parts.update.proximal import Proximal
@@ -26,6 +26,16 @@ _slots: weakref.WeakSet[Gated] = weakref.WeakSet()
 def gated_slots() -> Iterator[Gated]:
     """Every gated slot that is alive in this process, in no particular order."""
     return iter(_slots)
+
+
+def never_shrunk(slots: Iterable[Slot]) -> str | None:
+    """A sentence that says so if no proximal step has ever run on any of these slots."""
+    if any(int(slot.steps) for slot in slots if isinstance(slot, Gated)):
+        return None
+    return (
+        "The proximal step never ran on this adapter: no gate was ever shrunk, so it is plain LoRA with random gates. Train it with a "
+        "torch.optim optimizer that holds the gates (see paring.step.watch for others)"
+    )
 
 
 class Gated(LowRank):

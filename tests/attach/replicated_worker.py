@@ -20,6 +20,7 @@ from paring.methods.adalora import AdaLoRA
 from paring.methods.dylora import DyLoRA
 from paring.methods.lora import LoRA
 from paring.methods.lora_ga import LoRAGA
+from paring.methods.nola import NOLA
 from paring.methods.s2_lora import S2LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
@@ -38,6 +39,7 @@ METHODS: dict[str, Method] = {
     "DyLoRA": DyLoRA(rank=4),
     # The gradient of the last module has two directions, of which each rank takes two.
     "LoRA-GA": LoRAGA(rank=1, alpha=1),
+    "NOLA": NOLA(bases=20, rank=4),
     "spectral by loss": Spectral(rank=4, budget=Parameters(count=24), steps=STEPS, score="loss", look=2),
 }
 

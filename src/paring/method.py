@@ -96,7 +96,7 @@ class Method(Coded, ABC):
         """
 
     @classmethod
-    def known(cls) -> Mapping[str, type[Coded]]:
+    def all_members(cls) -> Mapping[str, type[Coded]]:
         """All methods by name."""
         return {name: load(name) for name in names()}
 

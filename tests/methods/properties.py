@@ -90,6 +90,16 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "training": "training moves the output as it does in PEFT with the base modified",
             "export": "the export is a plain LoRA of rank 2r on the untouched base",
         },
+        "s2_lora": {
+            "formula": "forward equals x (W + s B diag(e) A)^T with the shared A and B, and the update is zero at the start",
+            "gradients": "the gradient of e_i is s B_i^T G A_i^T, that of the shared factors the sum over the modules",
+            "count": "r (in + out) parameters a shape and r a module",
+            "one_vector_one_module": "changing one module's vector changes that module alone",
+            "proximal": "the vectors take SoRA's proximal step, and the shared factors none",
+            "shared_for_good": "the factors are in a state once, and stay shared in copies, casts, a fresh process and a run that goes on",
+            "two_adapters": "two adapters on one model do not share",
+            "export": "the export is a plain LoRA, equal to the live model to 1e-6",
+        },
         "shira": {
             "dense_model": "output and gradients are those of the dense model, and PEFT's SHiRA has the same",
             "others_stay": "so many entries are trained as a LoRA of the rank has, and all others of the weight stay bit for bit",
@@ -100,15 +110,6 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "export": "the export loads in stock PEFT and gives the live model's outputs",
             "switching": "switching an adapter in and out leaves the base bit for bit",
             "refused": "training before calibration is refused",
-        "s2_lora": {
-            "formula": "forward equals x (W + s B diag(e) A)^T with the shared A and B, and the update is zero at the start",
-            "gradients": "the gradient of e_i is s B_i^T G A_i^T, that of the shared factors the sum over the modules",
-            "count": "r (in + out) parameters a shape and r a module",
-            "one_vector_one_module": "changing one module's vector changes that module alone",
-            "proximal": "the vectors take SoRA's proximal step, and the shared factors none",
-            "shared_for_good": "the factors are in a state once, and stay shared in copies, casts, a fresh process and a run that goes on",
-            "two_adapters": "two adapters on one model do not share",
-            "export": "the export is a plain LoRA, equal to the live model to 1e-6",
         },
     }
 )

@@ -34,7 +34,7 @@ class Coded:
             cls.members[cls.name] = cls
 
     @classmethod
-    def known(cls) -> Mapping[str, type[Coded]]:
+    def all_members(cls) -> Mapping[str, type[Coded]]:
         """All members of the family by name; some families have to look for theirs."""
         return cls.members
 

@@ -111,6 +111,11 @@ class DoRA(LoRA):
         """As the update's method has it."""
         return None if self.direction is None else self.direction.lead(slots, steps)
 
+    def join(self, slots: Mapping[str, Slot]) -> None:
+        """As the update's method has it."""
+        if self.direction is not None:
+            self.direction.join(slots)
+
     @property
     def asks_for_steps(self) -> bool:
         """As the update's method does."""

@@ -122,7 +122,7 @@ def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> d
         SettingError: the family has no such part; says which ones it has.
     """
     data = _called(value) if isinstance(value, str) else dict(value)
-    members = family.known()
+    members = family.all_members()
     known = {_squashed(word): name for name, member in members.items() for word in (member.__name__, name)}
     name = known.get(_squashed(str(data.get("name"))))
     if name is None:

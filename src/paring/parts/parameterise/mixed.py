@@ -96,7 +96,7 @@ class Mixed(Dropping):
         alpha, beta = whole(self.alpha), whole(self.beta)
         return Factors(a=_sum(alpha, down, self.offset), b=_sum(beta, up, None), scale=self.scale)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """The coefficients are trained, the seeds are not."""
         yield "alpha", self.alpha, Role.FACTOR
         yield "beta", self.beta, Role.UP

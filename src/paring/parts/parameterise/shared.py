@@ -47,9 +47,9 @@ class Shared(Gated):
         self._check_place()
         return super().fused(x, weight, bias)
 
-    def roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    def update_roles(self) -> Iterator[tuple[str, nn.Parameter, Role]]:
         """The gate is a gate; A and B are factors where they are held."""
-        yield from (item for item in super().roles() if not self._holder or item[0] not in FACTORS)
+        yield from (item for item in super().update_roles() if not self._holder or item[0] not in FACTORS)
 
     def borrow(self, holder: Shared) -> None:
         """Give up the own factors for another slot's."""

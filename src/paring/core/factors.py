@@ -129,8 +129,8 @@ class Factors:
         return result
 
     @staticmethod
-    def concatenate(parts: Sequence[Factors]) -> Factors:
-        """Stack factors along the rank, so that the updates add up: ``sum_j s_j B_j diag(g_j) A_j``.
+    def concatenate(parts: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Factors:
+        """Stack factors along the rank, so that the updates add up: ``sum_j s_j B_j diag(g_j) A_j``, computed in ``dtype``.
 
         Raises:
             AdapterError: nothing to concatenate, or shapes of different modules.
@@ -140,5 +140,5 @@ class Factors:
         shapes = {(part.in_features, part.out_features) for part in parts}
         if len(shapes) > 1:
             raise AdapterError(f"Factors of differently shaped modules do not add up: {sorted(shapes)}.")
-        folded = [part.fold() for part in parts]
+        folded = [part.fold(dtype) for part in parts]
         return Factors(a=torch.cat([part.a for part in folded]), b=torch.cat([part.b for part in folded], dim=1))

@@ -53,3 +53,20 @@ def test_finished_jobs_are_taken_from_the_log_and_machines_are_not_mixed(tmp_pat
     assert measured([one, {**one, "environment": {"date": "2000-01-02", "machine": "abacus"}}])["date"] == "2000-01-02"
     with pytest.raises(SystemExit, match="different machines"):
         measured([one, {**one, "environment": {"date": "2000-01-01", "machine": "slide rule"}}])
+
+
+def test_merged_adapters_are_of_one_seed_or_of_three() -> None:
+    from merging import TASKS, Merging, summary
+
+    same = Merging(way="svd", seed=1, starts="same")
+    assert list(same.seeds(3).values()) == [1, 1, 1]
+    for seed in range(3):
+        assert sorted(Merging(way="svd", seed=seed, starts="different").seeds(3).values()) == [0, 1, 2]
+    accuracies = {same: 0.5, Merging(way="svd", seed=2, starts="same"): 0.7, Merging(way="svd", seed=1, starts="different"): 0.9}
+    rows = {
+        job: {"scores": {task: {"accuracy": value} for task in TASKS}, "rank": 8, "parameters": 10, "from_mean": 0.5}
+        for job, value in accuracies.items()
+    }
+    one, other = summary(rows, list(rows))
+    assert (one["starts"], one["accuracy"]["trec"], one["mean"]) == ("same", [0.5, 0.7], pytest.approx(0.6))
+    assert (other["starts"], other["mean"]) == ("different", pytest.approx(0.9))

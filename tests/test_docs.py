@@ -24,6 +24,7 @@ from paring.cli.main import main
 from paring.core.errors import TargetError
 from paring.core.prox import released_threshold, soft_threshold
 from paring.methods.shira import SHiRA
+from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.train import Scores, create_optimizer, sparsify
 from tools import figures, tables
@@ -139,6 +140,20 @@ def test_sparse_page_runs(reader: dict[str, Any]) -> None:
     encoder = {name: value for name, value in reader["base_model"].state_dict().items() if not name.startswith("classifier")}
     assert all(torch.equal(state[name], value) for name, value in encoder.items())
     assert known["model"].base_model.model.get_submodule(next(iter(paring.ranks(known["model"])))).slot("default").wants is None
+def test_merging_page_runs(reader: dict[str, Any]) -> None:
+    for seed, name in enumerate(("questions", "reviews")):
+        model = paring.adapt(copy.deepcopy(reader["base_model"]), LoRA(rank=4), task_type="SEQ_CLS", seed=seed)
+        reader["train"](model)
+        paring.export(model, reader["folder"] / name)
+    known = run("docs/merging.md", reader)
+    assert known["merged"].heads == {}
+    assert 0 < known["merged"].max_rank <= 8
+    model, own = known["model"], known["adapters"][0].heads
+    assert all(torch.equal(model.get_base_model().get_parameter(name), tensor) for name, tensor in own.items())
+    with torch.inference_mode():
+        logits = model.eval()(**reader["batches"][0]).logits
+        with model.disable_adapter():
+            assert not torch.equal(model(**reader["batches"][0]).logits, logits)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -301,7 +316,7 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = set(re.findall(r"`(--\w+)", page.read_text())) - {"--max", "--no"}
     helped = ""
     # Other flags of a method's own are shown beside it.
-    for command in ("train", "train --budget 1k", "path", "export", "verify", "predict", "eval", "fuse", "inspect"):
+    for command in ("train", "train --budget 1k", "path", "export", "merge", "verify", "predict", "eval", "fuse", "inspect"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}

@@ -284,6 +284,30 @@ def rivals(result: Mapping[str, Any]) -> str:
     return f"{table}\n\n{versus}"
 
 
+def merging(result: Mapping[str, Any]) -> str:
+    """A row for each way and kind of start."""
+
+    def scored(values: Sequence[float]) -> str:
+        mean = f"{100 * statistics.fmean(values):.1f}"
+        return mean if len(values) == 1 else f"{mean} [{100 * min(values):.1f}, {100 * max(values):.1f}]"
+
+    tasks = list(result["steps"])
+    body = (
+        (
+            row["way"],
+            row["starts"] or "",
+            str(row["rank"] or ""),
+            *(scored(row["accuracy"][task]) for task in tasks),
+            f"{100 * row['mean']:.1f}",
+            f"{row['from_mean']:.2f}" if row["rule"] else "",
+        )
+        for row in result["rows"]
+    )
+    steps = ", ".join(f"{task} {count}" for task, count in result["steps"].items())
+    said = f"Seeds {', '.join(map(str, result['seeds']))}; steps of 16 rows: {steps}."
+    return f"{said}\n\n{rows(('merged by', 'starts', 'rank', *tasks, 'all', 'from the mean'), body)}"
+
+
 def first_step(result: Mapping[str, Any]) -> str:
     """A row for each implementation."""
     said = f"{result['modules']} modules of MiniLM, trec, rank {result['rank']}, {result['batches']} batches of 16."
@@ -342,6 +366,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "first-step": first_step,
     "rivals": rivals,
     "switching": switching,
+    "merging": merging,
 }
 
 

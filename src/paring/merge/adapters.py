@@ -58,9 +58,9 @@ def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = Non
     return Adapter(modules=merged, heads={} if owner is None else adapters[owner].heads, metadata=metadata)
 
 
-def weighted_sum(adapters: Sequence[Adapter], rule: Rule) -> Adapter:
+def weighted_sum(adapters: Sequence[Adapter], rule: Rule, *, base_model: str | None = None) -> Adapter:
     """The exact sum of the updates with a rule's weights, or their mean if it has none: what its result can be compared with."""
-    return merge(adapters, Concatenation(weights=rule.shares(len(adapters))))
+    return merge(adapters, Concatenation(weights=rule.shares(len(adapters))), base_model=base_model)
 
 
 def _paths(adapters: Sequence[Adapter]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,16 +35,12 @@ class Options:
 
 def run(options: Options) -> int:
     """Compress."""
-    import torch
-
     import paring
     from paring.cli.console import calm_libraries, say
-    from paring.cli.run.base import DTYPES
     from paring.cli.run.output import check_exported, check_target
+    from paring.cli.run.rewrite import rewrite
     from paring.compress import compress
     from paring.exchange.companions import companions
-    from paring.exchange.compare import check_written
-    from paring.exchange.write import write
 
     calm_libraries()
     check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
@@ -53,20 +48,14 @@ def run(options: Options) -> int:
     asked = [word for name in NAMES if (value := vars(options)[name]) is not None for word in (f"--{name}", str(value))]
     adapter = paring.read(options.adapter)
     smaller, losses = compress(adapter, target(options, adapter))
-    dtype = DTYPES[options.export_dtype]
-
-    def check(written: Path) -> None:
-        check_written(paring.read(written), smaller, dtype if isinstance(dtype, torch.dtype) else None)
-
-    write(
+    rewrite(
         smaller,
         options.output_dir,
         layout=options.layout,
-        dtype=dtype if isinstance(dtype, torch.dtype) else None,
+        export_dtype=options.export_dtype,
         overwrite=options.overwrite,
         extra_files=companions(options.adapter),
-        command=shlex.join(["paring", "compress", options.adapter, options.output_dir, *asked]),
-        check=check,
+        command=["paring", "compress", options.adapter, options.output_dir, *asked],
     )
     worst = max(losses, key=lambda path: losses[path].relative)
     kept = 1 - sum(loss.error**2 for loss in losses.values()) / max(sum(loss.norm**2 for loss in losses.values()), 1e-300)

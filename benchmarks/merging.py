@@ -81,8 +81,8 @@ class Merging:
 
     Attributes:
         way: a key of :data:`RULES`, or one of the two that merge nothing.
-        seed: of the first task's adapter.
-        starts: whether the other tasks' adapters are of the same seed, or of the next ones.
+        seed: of the adapters that are merged.
+        starts: whether all are of that seed, or one only and the others of the two others.
         device, dtype: where, and ``bf16`` for autocast.
     """
 
@@ -92,9 +92,9 @@ class Merging:
     device: str = "cpu"
     dtype: str = "bf16"
 
-    def seeds(self, count: int) -> dict[str, int]:
-        """The seed of each task's adapter, out of so many."""
-        return {task: self.seed if self.starts == "same" else (self.seed + place) % count for place, task in enumerate(TASKS)}
+    def seeds(self) -> dict[str, int]:
+        """The seed of each task's adapter."""
+        return {task: self.seed if self.starts == "same" else (self.seed + place - 1) % len(TASKS) for place, task in enumerate(TASKS)}
 
 
 def place(kept: Path, task: str, seed: int) -> Path:
@@ -121,9 +121,9 @@ def dev(data: Path, task: str) -> Examples:
     return examples(data, task, "dev")
 
 
-def together(job: Merging, data: Path, *, kept: Path, count: int) -> dict[str, Any]:
+def together(job: Merging, data: Path, *, kept: Path) -> dict[str, Any]:
     """Merge, and score each task with its own head."""
-    own = {task: paring.read(place(kept, task, seed)) for task, seed in job.seeds(count).items()}
+    own = {task: paring.read(place(kept, task, seed)) for task, seed in job.seeds().items()}
     nothing = Adapter(modules={})
     merged = nothing if job.way in (NONE, OWN) else merge(list(own.values()), RULES[job.way])
     scores = {}
@@ -170,16 +170,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a folder for each task, with train.tsv and dev.tsv")
     parser.add_argument("--adapters", type=Path, default=Path("runs/merging"), help="folder in which the trained adapters are kept")
-    parser.add_argument("--seeds", type=int, default=3, help="three or more for different starts too")
+    parser.add_argument("--seeds", type=int, default=3, help="sets of three adapters with the same start")
+    parser.add_argument("--mixed", type=int, default=3, choices=range(4), help="sets with different starts")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--log", type=Path, default=RESULTS / "merging.jsonl")
     given = parser.parse_args()
-    seeds = range(given.seeds)
+    sets: dict[Literal["same", "different"], int] = {"same": given.seeds, "different": given.mixed}
+    mergings = [
+        Merging(way=way, seed=seed, starts=starts, device=given.device)
+        for starts, count in sets.items()
+        for way in ((NONE, OWN, *RULES) if starts == "same" else RULES)
+        for seed in range(count)
+    ]
+    trainings = list(
+        dict.fromkeys(Training(task=task, seed=seed, device=given.device) for one in mergings for task, seed in one.seeds().items())
+    )
     before = finished(given.log)
 
     trained = {Training(**row["job"]): row for row in before if "task" in row["job"]}
-    trainings = [Training(task=task, seed=seed, device=given.device) for seed in seeds for task in TASKS]
     # A line of the log without its adapter is of no use.
     waiting = [job for job in trainings if job not in trained or not place(given.adapters, job.task, job.seed).is_dir()]
     for job, row in logged(functools.partial(train, kept=given.adapters), waiting, given.data, workers=given.workers, log=given.log):
@@ -187,13 +196,7 @@ def main() -> None:
         print(f"{job.task:9} seed {job.seed}: {row['accuracy']:.4f} in {row['seconds']:.0f} s", flush=True)
 
     rows = {Merging(**row["job"]): row for row in before if "way" in row["job"]}
-    mergings = [
-        Merging(way=way, seed=seed, starts=starts, device=given.device)
-        for starts in (("same", "different") if given.seeds >= len(TASKS) else ("same",))
-        for way in ((NONE, OWN, *RULES) if starts == "same" else RULES)
-        for seed in seeds
-    ]
-    work = functools.partial(together, kept=given.adapters, count=given.seeds)
+    work = functools.partial(together, kept=given.adapters)
     todo = [one for one in mergings if one not in rows]
     for one, row in logged(work, todo, given.data, workers=given.workers, log=given.log):
         rows[one] = row
@@ -203,7 +206,7 @@ def main() -> None:
     for found in table:
         shown = ", ".join(f"{task} {100 * statistics.fmean(values):.2f}" for task, values in found["accuracy"].items())
         print(f"{found['way']:36} {found['starts'] or '':9} {shown}; {100 * found['mean']:.2f}")
-    result = {"rows": table, "seeds": list(seeds), "rank": RANK, "rate": RATE, "steps": {name: task.steps for name, task in TASKS.items()}}
+    result = {"rows": table, "sets": sets, "rank": RANK, "rate": RATE, "steps": {name: task.steps for name, task in TASKS.items()}}
     used = [*(trained[job] for job in trainings), *(rows[one] for one in mergings)]
     save("merging", result, measured(used))
 

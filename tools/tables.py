@@ -304,7 +304,8 @@ def merging(result: Mapping[str, Any]) -> str:
         for row in result["rows"]
     )
     steps = ", ".join(f"{task} {count}" for task, count in result["steps"].items())
-    said = f"Seeds {', '.join(map(str, result['seeds']))}; steps of 16 rows: {steps}."
+    sets = ", ".join(f"{count} of {starts} starts" for starts, count in result["sets"].items())
+    said = f"Sets of three adapters: {sets}. Steps of 16 rows: {steps}."
     return f"{said}\n\n{rows(('merged by', 'starts', 'rank', *tasks, 'all', 'from the mean'), body)}"
 
 

@@ -23,8 +23,8 @@ from paring.attach.find import layers, slots
 from paring.cli.main import main
 from paring.core.errors import TargetError
 from paring.core.prox import released_threshold, soft_threshold
-from paring.methods.shira import SHiRA
 from paring.methods.lora import LoRA
+from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
 from paring.train import Scores, create_optimizer, sparsify
 from tools import figures, tables
@@ -140,6 +140,8 @@ def test_sparse_page_runs(reader: dict[str, Any]) -> None:
     encoder = {name: value for name, value in reader["base_model"].state_dict().items() if not name.startswith("classifier")}
     assert all(torch.equal(state[name], value) for name, value in encoder.items())
     assert known["model"].base_model.model.get_submodule(next(iter(paring.ranks(known["model"])))).slot("default").wants is None
+
+
 def test_merging_page_runs(reader: dict[str, Any]) -> None:
     for seed, name in enumerate(("questions", "reviews")):
         model = paring.adapt(copy.deepcopy(reader["base_model"]), LoRA(rank=4), task_type="SEQ_CLS", seed=seed)

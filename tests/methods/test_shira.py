@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 import paring
 from paring.attach.find import slots
-from paring.attach.switch import added
 from paring.core.adapter import Adapter
 from paring.core.entries import Entries
 from paring.core.errors import AdapterError, ExportError, SettingError, StepError
 from paring.core.factors import Factors
 from paring.kernels.entries import Places, add_entries, entries_linear
+from paring.merge import SVD, Concatenation, merge
 from paring.methods.lora import LoRA
 from paring.methods.shira import SHiRA
 from paring.parts.initialise.mask import MASKS, Mask, drawn
@@ -208,11 +208,11 @@ def test_a_switch_refuses_what_it_cannot_undo() -> None:
     base, adapter = net(), paring.snapshot(_trained())
     before = {name: value.clone() for name, value in base.state_dict().items()}
     switch = paring.Switch(base)
-    with pytest.raises(AdapterError, match=r"low-rank factors .*first: 'first'.*paring.fuse"):
+    with pytest.raises(AdapterError, match=r"low-rank factors .*first: 'first'.*paring.api.fuse"):
         switch.to(paring.snapshot(adapted(LoRA(rank=1))))
     with pytest.raises(SettingError, match="give one for each of the 1"):
         switch.to(adapter, weights=[1.0, 2.0])
-    with pytest.raises(SettingError, match="Nothing to add"):
+    with pytest.raises(SettingError, match="Nothing to switch to"):
         switch.to()
     other = nn.Module()
     other.first = nn.Linear(10, 9)
@@ -223,7 +223,7 @@ def test_a_switch_refuses_what_it_cannot_undo() -> None:
 
 def test_a_sum_is_over_the_union_of_places(tmp_path: Path) -> None:
     first, second = _trained(), _trained(SHiRA(rank=1, mask="magnitude"))
-    total = added([paring.snapshot(first), paring.snapshot(second)])
+    total = merge([paring.snapshot(first), paring.snapshot(second)], Concatenation(weights=(1.0, 1.0)))
     for path in WIDTHS:
         torch.testing.assert_close(total.entries[path].materialise(torch.float64), delta(first, path) + delta(second, path))
         together = paring.snapshot(first).entries[path].parameters + paring.snapshot(second).entries[path].parameters
@@ -264,6 +264,8 @@ def test_factors_and_entries_are_not_taken_for_each_other(tmp_path: Path) -> Non
     adapter = paring.snapshot(_trained())
     with pytest.raises(AdapterError, match=r"Compressing needs low-rank factors, .*first: 'first'"):
         compress(adapter, ToRank(rank=1))
+    with pytest.raises(AdapterError, match=r"Merging by svd .sparse entries add up by concatenation. needs low-rank factors"):
+        merge([adapter, adapter], SVD(rank=1))
     with pytest.raises(SettingError, match="no product of factors"):
         slots(_trained())["first"].factors()
     one = Factors(a=torch.ones(1, 10), b=torch.ones(8, 1))

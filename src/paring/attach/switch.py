@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from paring.attach.fuse import check_fit, check_shared
 from paring.attach.shapes import plain_weight, promoted
 from paring.core.adapter import Adapter
-from paring.core.entries import Entries
 from paring.core.errors import AdapterError, SettingError
+from paring.merge import Concatenation, merge
 
 
 class Switch:
@@ -53,7 +53,7 @@ class Switch:
             TargetError: a weight is quantised, sharded or shared with another module.
             SettingError: the weights do not fit the adapters, or there is none.
         """
-        total = added(adapters, weights)
+        total = _total(adapters, weights)
         check_fit(self.model, total)
         check_shared(self.model, total)
         modules = dict(self.model.named_modules())
@@ -88,43 +88,22 @@ class Switch:
         self.off()
 
 
-def added(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Adapter:
-    """The weighted sum of adapters of sparse entries: the union of their places.
-
-    Args:
-        adapters: at least one; their modules may differ.
-        weights: a factor for each; ``None`` is 1 for all.
-
-    Returns:
-        An adapter with the heads of the first where all have the same, without where they differ.
-
-    Raises:
-        AdapterError: an adapter has factors, or one module has two shapes.
-        SettingError: the weights do not fit the adapters, or there is none.
-    """
+def _total(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> Adapter:
+    """What is put in: one adapter, or the weighted sum of several."""
     if not adapters:
-        raise SettingError("Nothing to add: give at least one adapter.")
-    if weights is not None and len(weights) != len(adapters):
-        raise SettingError(f"weights={list(weights)!r}: give one for each of the {len(adapters)} adapters.")
+        raise SettingError("Nothing to switch to: give at least one adapter, or call off().")
     for adapter in adapters:
         if adapter.magnitudes:
             adapter.check_factors("Switching")
         if adapter.modules:
             raise AdapterError(
                 f"This adapter has low-rank factors ({len(adapter.modules)} modules, first: {next(iter(adapter.modules))!r}), which change "
-                "every entry of a weight; only sparse entries are switched and added here. Use paring.fuse, or paring.merge for factors."
+                "every entry of a weight; only sparse entries are switched. Add it into the weights for good with paring.api.fuse."
             )
-    if len(adapters) == 1 and weights is None:
-        return adapters[0]
-    factors = [1.0] * len(adapters) if weights is None else [float(weight) for weight in weights]
-    parts: dict[str, list[Entries]] = {}
-    for adapter, factor in zip(adapters, factors, strict=True):
-        for path, entries in adapter.entries.items():
-            parts.setdefault(path, []).append(entries if factor == 1.0 else replace(entries, values=entries.values * factor))
-    heads = adapters[0].heads
-    same = all(
-        each.heads.keys() == heads.keys() and all(torch.equal(each.heads[name], heads[name]) for name in heads) for each in adapters[1:]
-    )
-    return Adapter(
-        entries={path: Entries.total(each) for path, each in parts.items()}, heads=heads if same else {}, metadata=adapters[0].metadata
-    )
+    factors = (1.0,) * len(adapters) if weights is None else tuple(weights)
+    if len(factors) != len(adapters):
+        raise SettingError(f"weights={factors}: give one for each of the {len(adapters)} adapters.")
+    if len(adapters) > 1:
+        return merge(adapters, Concatenation(weights=factors))
+    only = adapters[0]
+    return replace(only, entries={path: entries.times(factors[0]) for path, entries in only.entries.items()})

@@ -83,6 +83,10 @@ class Entries:
         result = x.new_zeros(*x.shape[:-1], self.out_features)
         return result.index_add_(-1, rows, x[..., columns] * self.values.to(x.dtype))
 
+    def times(self, factor: float) -> Entries:
+        """The update times a number."""
+        return self if factor == 1.0 else replace(self, values=self.values * factor)
+
     def pad(self, count: int) -> Entries:
         """Add entries that are zero, at the first free places, until there are ``count``; the update is unchanged.
 

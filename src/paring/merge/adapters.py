@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paring.core.adapter import Adapter, Metadata, natural
 from paring.core.coding import member
+from paring.core.entries import Entries
 from paring.core.errors import AdapterError, SettingError
 from paring.core.factors import Factors
 from paring.core.heads import IMPLIED
@@ -22,8 +23,8 @@ from paring.merge.rule import Rule
 def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = None, base_model: str | None = None) -> Adapter:
     """Make one adapter out of several of the same base model.
 
-    Gates are folded and dead ranks dropped first. Ranks and modules may differ: where an adapter lacks a module, or has no live
-    rank in it, its update there is zero. So a mean over n adapters divides by n, whoever has the module; what is not a mean over
+    Sparse entries add up over the union of their places, by :class:`Concatenation` alone. Gates are folded and dead ranks dropped
+    first. Ranks and modules may differ: where an adapter lacks a module, or has no live rank in it, its update there is zero. So a mean over n adapters divides by n, whoever has the module; what is not a mean over
     all (TIES's over those that agree, LEGO's over a group) does not count it.
 
     Args:
@@ -40,11 +41,15 @@ def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = Non
     Raises:
         SettingError: fewer than two adapters, no rule, not as many weights as adapters, a rank that the rule cannot give, or no
             such heads.
-        AdapterError: the adapters have different base models, or a module of different shapes.
+        AdapterError: the adapters have different base models, or a module of different shapes; or sparse entries where the rule is for
+            factors, or magnitudes.
     """
     member("rule", rule, Rule)
     if len(adapters) < 2:
         raise SettingError(f"Give at least two adapters to merge, not {len(adapters)}.")
+    for adapter in adapters:
+        if adapter.magnitudes or not isinstance(rule, Concatenation):
+            adapter.check_factors(f"Merging by {rule.name} (sparse entries add up by concatenation)")
     weights = rule.weigh(len(adapters))
     owner = _heads_owner(adapters, heads_of)
     metadata = _metadata(adapters, owner, base_model)
@@ -55,7 +60,17 @@ def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = Non
     rule.check({path: found for path, found in ranks.items() if any(found)})
     generator = rule.generator()
     merged = {path: _merged(found, weights, rule, generator) for path, found in modules.items()}
-    return Adapter(modules=merged, heads={} if owner is None else adapters[owner].heads, metadata=metadata)
+    heads = {} if owner is None else adapters[owner].heads
+    return Adapter(modules=merged, entries=_entries(adapters, weights), heads=heads, metadata=metadata)
+
+
+def _entries(adapters: Sequence[Adapter], weights: Sequence[float]) -> dict[str, Entries]:
+    """The weighted sums of sparse entries, over the union of their places."""
+    parts: dict[str, list[Entries]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for path, entries in adapter.entries.items():
+            parts.setdefault(path, []).append(entries.times(weight))
+    return {path: Entries.total(found) for path, found in parts.items()}
 
 
 def weighted_sum(adapters: Sequence[Adapter], rule: Rule, *, base_model: str | None = None) -> Adapter:

@@ -318,7 +318,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = set(re.findall(r"`(--\w+)", page.read_text())) - {"--max", "--no"}
     helped = ""
     # Other flags of a method's own are shown beside it.
-    for command in ("train", "train --budget 1k", "path", "export", "merge", "verify", "predict", "eval", "fuse", "inspect"):
+    trained = ("train", "train --budget 1k", "train --method dora")
+    for command in (*trained, "path", "export", "merge", "verify", "predict", "eval", "fuse", "inspect"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}

@@ -24,8 +24,9 @@ def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = Non
     """Make one adapter out of several of the same base model.
 
     Sparse entries add up over the union of their places, by :class:`Concatenation` alone. Gates are folded and dead ranks dropped
-    first. Ranks and modules may differ: where an adapter lacks a module, or has no live rank in it, its update there is zero. So a mean over n adapters divides by n, whoever has the module; what is not a mean over
-    all (TIES's over those that agree, LEGO's over a group) does not count it.
+    first. Ranks and modules may differ: where an adapter lacks a module, or has no live rank in it, its update there is zero. So
+    a mean over n adapters divides by n, whoever has the module; what is not a mean over all (TIES's over those that agree, LEGO's over
+    a group) does not count it.
 
     Args:
         adapters: at least two.

@@ -28,6 +28,7 @@ from paring.parts.parameterise.gated import Gated, gated_slots
 from paring.parts.parameterise.marks import UNIT
 from paring.parts.update.closure import once_gradients_are_there
 from paring.parts.update.hold import Hold
+from paring.parts.update.length import refuse
 
 _installed: list[RemovableHandle] = []
 _checked: weakref.WeakKeyDictionary[Optimizer, set[int]] = weakref.WeakKeyDictionary()
@@ -260,22 +261,7 @@ def check(optimizer: Optimizer, group: dict[str, Any]) -> None:
     Raises:
         StepError: names the optimizer, the reason and the cure.
     """
-    kind = type(optimizer).__name__
-    cure = "Step the gates with torch.optim.AdamW or SGD; paring.train.create_optimizer builds the groups."
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise StepError(f"{kind} chooses the length of its step by a line search, so rate x penalty is not its proximal step. {cure}")
-    if isinstance(optimizer, torch.optim.Adafactor) or group.get("relative_step") or group.get("scale_parameter"):
-        raise StepError(
-            f"{kind} scales its step by the size of the parameter or by the step count, so its rate is not the step. "
-            f"(transformers' Adafactor is right with relative_step=False, scale_parameter=False.) {cure}"
-        )
-    if "d" in group and ("d0" in group or "d_coef" in group or "k" in group):
-        raise StepError(f"{kind} estimates its own step size (D-adaptation), so its rate is not the step. {cure}")
-    # Schedule-free optimizers keep the sum of their weights in the group; the wrapper around other optimizers, a second point z.
-    if "weight_sum" in group or any("z" in optimizer.state.get(parameter, ()) for parameter in group["params"]):
-        raise StepError(f"{kind} evaluates at an average of its iterates, and exact zeros do not survive averaging. {cure}")
-    if group.get("lr") is None:
-        raise StepError(f"{kind} has no learning rate in the group that holds the gates, so the threshold is unknown. {cure}")
+    refuse(optimizer, group, "the gates")
     if group.get("weight_decay") and optimizer not in _decay_warned:
         _decay_warned.add(optimizer)
         warnings.warn(

@@ -52,9 +52,24 @@ def group_soft_threshold(v: Float[Tensor, "*shape"], t: Threshold, dim: int | No
         holds NaN stays NaN.
     """
     norm = torch.linalg.vector_norm(v, dim=dim, keepdim=dim is not None)
+    return torch.where(norm <= t, torch.zeros_like(v), v * shrinkage(norm, t))
+
+
+def shrinkage(norm: Float[Tensor, "*shape"], t: Threshold) -> Float[Tensor, "*shape"]:
+    r"""What block soft-thresholding multiplies a group of norm ``norm`` by, where the group lies in several tensors.
+
+    .. math:: \max\bigl(0,\, 1 - t / \lVert v_g\rVert_2\bigr)
+
+    Args:
+        norm: of each group.
+        t: threshold, step size x penalty weight.
+
+    Returns:
+        Of the same shape, in [0, 1]; exactly zero where ``norm <= t``, also for a norm of zero (no division by zero). NaN stays NaN.
+    """
     dead = norm <= t
     shrunk = (norm - t) / torch.where(dead, torch.ones_like(norm), norm)
-    return torch.where(dead, torch.zeros_like(v), v * shrunk)
+    return torch.where(dead, torch.zeros_like(norm), shrunk)
 
 
 def released_threshold(v: Float[Tensor, "*shape"], t: Threshold) -> Float[Tensor, "*shape"]:

@@ -182,6 +182,8 @@ def fit(
     dtype: str = "fp32",
     after: Callable[[int], object] = lambda step: None,
     optimizer: torch.optim.Optimizer | None = None,
+    loss_of: Callable[[Any, Tensor], Tensor] | None = None,
+    order: Iterator[list[int]] | None = None,
 ) -> float:
     """AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
 
@@ -197,6 +199,8 @@ def fit(
         dtype: ``fp32`` or ``bf16``.
         after: called with the number of steps taken, after each, while the gradients are there.
         optimizer: AdamW, with the gates of a paring adapter in a group of their own, if it is not given.
+        loss_of: the loss by what the model says without labels, and the labels; the model's own if it is not given.
+        order: the rows of each batch, for ever; shuffled batches of ``size`` if it is not given.
 
     Returns:
         Seconds, ``after`` included.
@@ -205,12 +209,13 @@ def fit(
     warm = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    order = batches(data, size, torch.Generator().manual_seed(seed))
+    order = order or batches(data, size, torch.Generator().manual_seed(seed))
     model.train()
     started = time.perf_counter()
     for step in range(steps):
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "bf16"):
-            loss = model(**moved(data.batch(next(order)), device)).loss
+            rows = moved(data.batch(next(order)), device)
+            loss = model(**rows).loss if loss_of is None else loss_of(model(**{**rows, "labels": None}), rows["labels"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()

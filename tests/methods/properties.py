@@ -37,6 +37,17 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "draws": "the draws follow from the seed and the step, the same for all modules",
             "largest_is_lora": "always drawing the largest rank is LoRA, bit for bit",
         },
+        "gs_lora": {
+            "penalty": "the penalty is the sum of the norms of all blocks, modules or matrices, by hand",
+            "proximal_step": "the proximal step keeps a group's direction and takes rate x penalty off its norm, down to zero",
+            "order_of_members": "the order of modules and members makes no difference",
+            "zero_group_stays": "a group at zero stays there, whatever an optimizer remembers; without it the output is the same bits",
+            "one_step_for_each": "one proximal step for each optimizer step, in a loop and with Trainer, also with accumulated gradients",
+            "resume": "a run that goes on at any step ends with the same bits",
+            "without_a_penalty_it_is_lora": "without a penalty it is LoRA, bit for bit",
+            "bounded_loss": "the loss to forget has no gradient once the cross-entropy has reached its bound",
+            "prototype": "the divergence from a prototype is zero where the output is the prototype",
+        },
         "lora_fa": {
             "a_never_moves": "A never moves, and B's gradient is LoRA's",
             "memory": "nothing as wide as the input is kept for the backward",

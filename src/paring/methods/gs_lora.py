@@ -79,10 +79,10 @@ class GSLoRA(Method):
         ),
         verified=(
             "the penalty is the sum of the norms of all blocks, modules or matrices, by hand",
-            "the proximal step keeps a group's direction and takes rate x penalty off its norm, down to zero, also from zero",
+            "the proximal step keeps a group's direction and takes rate x penalty off its norm, down to zero",
             "the order of modules and members makes no difference",
-            "a group at zero stays there, whatever the optimizer remembers of it, and without it the output is the same bits",
-            "one proximal step for each optimizer step, in a plain loop and with Trainer, also when gradients are accumulated",
+            "a group at zero stays there, whatever an optimizer remembers; without it the output is the same bits",
+            "one proximal step for each optimizer step, in a loop and with Trainer, also with accumulated gradients",
             "a run that goes on at any step ends with the same bits",
             "without a penalty it is LoRA, bit for bit",
             "the loss to forget has no gradient once the cross-entropy has reached its bound",
@@ -128,7 +128,7 @@ class GSLoRA(Method):
 
     def example(self) -> GSLoRA:
         """A penalty for small modules and few steps."""
-        return replace(self, penalty=0.5)
+        return replace(self, penalty=8.0)
 
     def check(self, shape: Shape) -> None:
         """Refuse a rank above the module's size."""

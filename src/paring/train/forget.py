@@ -162,7 +162,7 @@ class Forgetting:
     remain_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.classes or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in self.classes):
+        if not self.classes or any(type(one) is not int or one < 0 for one in self.classes):
             raise SettingError(f"classes={self.classes!r}: name at least one class to forget, each a whole number of at least 0.")
         for name in ("bound", "weight", "prototype_bound", "forget_weight", "remain_weight"):
             number(name, vars(self)[name], low=0.0)

@@ -66,8 +66,9 @@ ifneq ($(TASKS),)
 	$(BIN)/python benchmarks/planted.py --data "$(TASKS)"
 	$(BIN)/python benchmarks/path.py --data "$(TASKS)"
 	$(BIN)/python benchmarks/rivals.py --data "$(TASKS)"
+	$(BIN)/python benchmarks/forgetting.py --data "$(TASKS)"
 else
-	@echo "Not run: defaults.py, accuracy.py, revive.py, planted.py, path.py and rivals.py. make bench TASKS=folder runs them; see benchmarks/README.md."
+	@echo "Not run: defaults.py, accuracy.py, revive.py, planted.py, path.py, rivals.py and forgetting.py. make bench TASKS=folder runs them; see benchmarks/README.md."
 endif
 
 generate: setup  ## Rewrite what is derived from the code: the README's table of methods, docs/methods, docs/reference.

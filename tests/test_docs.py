@@ -261,6 +261,17 @@ def test_tolerance_page_runs(trainee: dict[str, Any], tmp_path: Path, monkeypatc
     assert paring.read(path.adapter(path.stages[1])).parameters <= path.stages[0].parameters // 2
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_forgetting_page_runs(trainee: dict[str, Any]) -> None:
+    known = run("docs/forgetting.md", trainee)
+    assert set(paring.read(trainee["folder"] / "adapter").ranks.values()) == {8}
+    batch = {key: value for key, value in trainee["batches"][0].items() if key != "labels"}
+    for prototypes in (None, known["prototypes"]):
+        loss = known["Forgetting"](classes=(1,), prototypes=prototypes)(known["model"](**batch), trainee["batches"][0]["labels"])
+        assert torch.isfinite(loss)
+        assert loss.requires_grad
+
+
 def test_table_of_the_operators_is_what_they_compute() -> None:
     text = (ROOT / "docs/released-code.md").read_text()
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith(("| t = 0.1", "| `exact`", "| `released`"))]

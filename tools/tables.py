@@ -344,6 +344,29 @@ def switching(result: Mapping[str, Any]) -> str:
     )
     heads = (*(f"{name}, ms in + out" for name in names), *(f"{name} / entries [2nd, 2nd last]" for name in names[1:]))
     return f"{result['rows'][0]['modules']} modules.\n\n{rows(('width', 'rank', 'of the weight', 'type', *heads), body)}"
+def forgetting(result: Mapping[str, Any]) -> str:
+    """A row for each contestant, with the mean over seeds and the extremes."""
+    first = result["table"][0]
+    known = (
+        f"Before: {_points(first['forgotten_before'])} on the rows of the classes that are to be forgotten, "
+        f"{_points(first['remaining_before'])} on all others."
+    )
+    body = (
+        (
+            row["contestant"],
+            _points(row["forgotten_after"]),
+            _points(row["remaining_after"]),
+            _points(
+                [100 * (after - before) for after, before in zip(row["remaining_after"], row["remaining_before"], strict=True)], 1, "+"
+            ),
+            f"{', '.join(map(str, row['blocks']))} of {row['of']}",
+            f"{statistics.fmean(row['parameters']):,.0f}",
+            f"{row['least_norm']:.2g}",
+        )
+        for row in result["table"]
+    )
+    head = ("contestant", "forgotten, %", "remaining, %", "change, points", "blocks left", "parameters", "least norm of a block")
+    return f"{known}\n\n{rows(head, body)}"
 
 
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
@@ -368,6 +391,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "rivals": rivals,
     "switching": switching,
     "merging": merging,
+    "forgetting": forgetting,
 }
 
 
@@ -378,6 +402,11 @@ def _contract() -> Any:
 
 def _said(test: str) -> str:
     return test.removeprefix("test_").replace("_", " ")
+
+
+def _points(values: Sequence[float], unit: float = 100.0, sign: str = "") -> str:
+    mean, least, most = (unit * one for one in (statistics.fmean(values), min(values), max(values)))
+    return f"{mean:{sign}.2f} [{least:{sign}.2f}, {most:{sign}.2f}]"
 
 
 def _interval(values: Sequence[float]) -> str:

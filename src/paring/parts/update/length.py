@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from paring.core.errors import StepError
 
 
-def refuse(optimizer: Optimizer, group: dict[str, Any], what: str) -> None:
+def refuse(optimizer: Any, group: dict[str, Any], what: str) -> None:
     """Refuse an optimizer whose learning rate is not the length of its step, or whose averages destroy zeros.
 
     Args:
-        optimizer: what has stepped, or will.
+        optimizer: what has stepped, or will; any object with the attributes of one of torch.
         group: its parameter group.
         what: what lies in the group and is shrunk, for the message: "the gates".
 

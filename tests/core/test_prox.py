@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paring.core.prox import group_soft_threshold, released_threshold, soft_threshold
+from paring.core.prox import Threshold, group_soft_threshold, released_threshold, shrinkage, soft_threshold
 
 INTEGERS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 ALL: list[Callable[..., Tensor]] = [soft_threshold, group_soft_threshold, released_threshold]
@@ -228,3 +228,12 @@ def test_a_gate_without_gradient_dies_after_ceil_of_its_size_by_t_steps() -> Non
         while v.item() != 0.0:
             v, steps = soft_threshold(v, t), steps + 1
         assert steps == -(-abs(start) // t)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.5, 1.0, 2.5, torch.tensor(1.0)])
+def test_shrinkage_of_a_norm_is_that_of_its_group(t: Threshold) -> None:
+    v = torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0], [-1.5, 2.0], [float("nan"), 1.0]])
+    factor = shrinkage(torch.linalg.vector_norm(v, dim=1), t)
+    torch.testing.assert_close(factor[:, None] * v, group_soft_threshold(v, t, dim=1), rtol=1e-6, atol=0, equal_nan=True)
+    assert bool(((factor >= 0) & (factor <= 1))[:4].all())
+    assert factor[2] == 0.0, "a group at zero stays there"

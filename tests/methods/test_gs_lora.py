@@ -234,7 +234,7 @@ def test_one_step_for_each(way: str, accumulated: int, tmp_path: Path) -> None:
             disable_tqdm=True,
         )
         train.ParingTrainer(model=model, args=given, train_dataset=data, compute_loss_func=still).train()
-    assert leader(model).taken == count
+    assert {slot.taken for slot in slots(model).values() if isinstance(slot, Grouped)} == {count}
     for name, members in by_hand(model, "block").items():
         assert float(norm(members)) == pytest.approx(before[name] - count * lr * penalty, rel=1e-12)
 
@@ -390,6 +390,23 @@ def test_factors_of_few_digits_are_refused() -> None:
     model(**{key: value.bfloat16() for key, value in batch().items()})["loss"].backward()
     with pytest.raises(StepError, match="rounds to nothing"):
         torch.optim.SGD(model.parameters(), lr=0.1).step()
+
+
+def test_two_optimizers_with_blocks_of_their_own_are_one() -> None:
+    ends = []
+    for apart in (False, True):
+        model = adapted(GSLoRA(rank=3, penalty=6.0, after=3))
+        low = [parameter for path, slot in slots(model).items() for parameter in (slot.A, slot.B) if path.startswith("layers.0")]
+        rest = [parameter for path, slot in slots(model).items() for parameter in (slot.A, slot.B) if not path.startswith("layers.0")]
+        made = [torch.optim.AdamW(part, lr=3e-2) for part in ((low, rest) if apart else ([*low, *rest],))]
+        for step in range(12):
+            model(**batch(step))["loss"].backward()
+            for optimizer in made:
+                optimizer.step()
+            model.zero_grad()
+        assert {slot.taken for slot in slots(model).values() if isinstance(slot, Grouped)} == {12}
+        ends.append([parameter.detach() for parameter in (*low, *rest)])
+    assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
 def test_two_rates_are_right_where_each_matrix_is_a_group() -> None:

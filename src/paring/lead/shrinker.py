@@ -40,11 +40,6 @@ class Shrinker(Leader):
         self._still: Tensor | None = None
         follow(self.slots, self)
 
-    @property
-    def taken(self) -> int:
-        """Steps so far."""
-        return max((slot.taken for slot in self.slots.values()), default=0)
-
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of each group that are trained, as they are now: casts replace them."""
         found = {name: [self.slots[path].get_parameter(factor) for path, factor in members] for name, members in self.members.items()}
@@ -57,7 +52,7 @@ class Shrinker(Leader):
 
     def before(self, optimizer: Optimizer) -> None:
         """Note which groups are zero and have no gradient."""
-        if not self.lasso.shrinks(self.taken):
+        if not self._shrinks(_home(optimizer)):
             return
         groups = list(self.groups().values())
         gradients = [[torch.zeros_like(one) if one.grad is None else one.grad for one in members] for members in groups]
@@ -66,20 +61,26 @@ class Shrinker(Leader):
     def after(self, optimizer: Optimizer) -> None:
         """Shrink each group that has a gradient once, at the rate it was stepped with, and count the step."""
         still, self._still = self._still, None
-        if self.lasso.shrinks(self.taken):
-            self._shrink(optimizer, still)
-        for slot in self.slots.values():
+        home = _home(optimizer)
+        if self._shrinks(home):
+            self._shrink(optimizer, home, still)
+        for slot in self._held(home):
             slot.stepped()
 
-    def _shrink(self, optimizer: Optimizer, still: Tensor | None) -> None:
-        home = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    def _held(self, home: Mapping[int, dict[str, Any]]) -> list[Grouped]:
+        return [slot for slot in self.slots.values() if id(slot.A) in home or id(slot.B) in home]
+
+    def _shrinks(self, home: Mapping[int, dict[str, Any]]) -> bool:
+        return self.lasso.shrinks(max(slot.taken for slot in self._held(home)))
+
+    def _shrink(self, optimizer: Optimizer, home: Mapping[int, dict[str, Any]], still: Tensor | None) -> None:
         groups = self.groups()
         found_inf: Tensor | None = vars(optimizer).get("found_inf")
         sizes = norms(list(groups.values()))
         parameters: list[Tensor] = []
         factors: list[Tensor] = []
         for index, (name, members) in enumerate(groups.items()):
-            if all(parameter.grad is None for parameter in members):
+            if all(parameter.grad is None or id(parameter) not in home for parameter in members):
                 continue
             threshold = self._rate(name, members, home, optimizer) * self.lasso.weight
             if isinstance(threshold, Tensor):
@@ -121,6 +122,11 @@ class Shrinker(Leader):
                 "nothing. Keep the adapter in float32 (as it is attached) and train in bf16 by autocast."
             )
         return rates[0]
+
+
+def _home(optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """The parameter group that holds each parameter, by identity."""
+    return {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def norms(groups: Sequence[Sequence[Tensor]]) -> Tensor:

@@ -344,6 +344,8 @@ def switching(result: Mapping[str, Any]) -> str:
     )
     heads = (*(f"{name}, ms in + out" for name in names), *(f"{name} / entries [2nd, 2nd last]" for name in names[1:]))
     return f"{result['rows'][0]['modules']} modules.\n\n{rows(('width', 'rank', 'of the weight', 'type', *heads), body)}"
+
+
 def forgetting(result: Mapping[str, Any]) -> str:
     """A row for each contestant, with the mean over seeds and the extremes."""
     first = result["table"][0]

@@ -44,7 +44,7 @@ def table(pages: str) -> str:
     Args:
         pages: the folder of the methods' pages, as a link prefix.
     """
-    lines = ["| method | what it is | source | trained parameters of a module | export as plain LoRA |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| method | what it is | source | trained parameters of a module | export |", "| --- | --- | --- | --- | --- |"]
     for cls in own_methods():
         about = cls.about
         cells = (
@@ -52,7 +52,7 @@ def table(pages: str) -> str:
             f"{about.title} ({about.kind})",
             about.paper,
             about.parameters,
-            exactness(about),
+            about.export,
         )
         lines.append("| " + " | ".join(map(cell, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -65,11 +65,6 @@ def proved() -> str:
         for name, said in PROPERTIES.get(cls.name, {}).items():
             lines.append("| " + " | ".join(map(cell, (f"[{cls.__name__}]({cls.name}.md)", said, f"`test_{name}`"))) + " |")
     return "\n".join(lines) + "\n"
-
-
-def exactness(about: method.About) -> str:
-    """In a word, whether nothing is lost on the way to a plain LoRA."""
-    return "exact" if about.exact_export else "approximate"
 
 
 def cell(text: str) -> str:
@@ -95,7 +90,7 @@ def page(cls: type[method.Method]) -> str:
                 f"| family | {cell(about.kind)} |",
                 f"| source | {cell(about.paper)} |",
                 f"| trained parameters of a module | {cell(about.parameters)} |",
-                f"| export as plain LoRA | {exactness(about)} |",
+                f"| export | {about.export} |",
             ]
         ),
     ]

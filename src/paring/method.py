@@ -62,7 +62,7 @@ class About:
         paper: its source, "arXiv 2311.11696", with the venue.
         kind: one of the families, "adaptive rank", "baseline", ...
         parameters: formula of the trainable parameters of one module.
-        exact_export: whether its export as a plain LoRA is exact.
+        export: what the export is to those who load it; its update is the live model's.
         deviations: where the released code differs from the paper, and what paring does.
         verified: properties that tests prove beyond the contract tests.
         recipe: a few lines of Python that show it.
@@ -72,7 +72,7 @@ class About:
     paper: str
     kind: str
     parameters: str
-    exact_export: bool = True
+    export: str = "plain LoRA"
     deviations: tuple[str, ...] = ()
     verified: tuple[str, ...] = ()
     recipe: str = ""

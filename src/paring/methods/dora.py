@@ -51,6 +51,7 @@ class DoRA(LoRA):
         paper="arXiv 2402.09353 (ICML 2024)",
         kind="direction and length",
         parameters="r (in + out) + out",
+        export="PEFT's DoRA",
         deviations=(
             "PEFT forms B A for the lengths in each forward; here they come from products as thin as the rank.",
             "With dropout, PEFT drops entries of the frozen weight's input too; here of the update's alone.",

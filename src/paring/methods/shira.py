@@ -44,7 +44,7 @@ class SHiRA(Method):
         paper="arXiv 2406.13175 (NeurIPS 2024)",
         kind="sparse",
         parameters="r (in + out) entries of the weight",
-        exact_export=True,
+        export="PEFT's SHiRA",
         deviations=(
             "The export is PEFT's SHiRA, not a LoRA: its update has no low rank. Engines that know LoRA alone want the merged model.",
             "transformers' own load_adapter loads the export's values but not their places; PeftModel.from_pretrained loads both.",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from paring.cli.flags import option, simple
 
 if TYPE_CHECKING:
-    from paring.method import About, Method
+    from paring.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,14 @@ def run(options: Options) -> int:
         return _one(load(options.method), as_json=options.json)
     rows = [(name, load(name).about) for name in names()]
     if options.json:
-        keys = ("title", "kind", "paper", "parameters", "exact_export")
+        keys = ("title", "kind", "paper", "parameters", "export")
         print(json.dumps([{"name": name, **{key: vars(about)[key] for key in keys}} for name, about in rows], indent=2))
         return 0
     table = Table("method", "title", "kind", "trainable parameters of a module", "export", "source")
     for name, about in rows:
-        table.add_row(name, about.title, about.kind, about.parameters, _exactness(about), about.paper)
+        table.add_row(name, about.title, about.kind, about.parameters, about.export, about.paper)
     Console(highlight=False).print(table)
     return 0
-
-
-def _exactness(about: About) -> str:
-    return "exact" if about.exact_export else "approximate"
 
 
 def _one(method: type[Method], *, as_json: bool) -> int:
@@ -58,7 +54,7 @@ def _one(method: type[Method], *, as_json: bool) -> int:
         print(json.dumps({"name": method.name, **dataclasses.asdict(about), "settings": settings}, indent=2))
         return 0
     lines = [f"{method.name}: {about.title} ({about.kind}; {about.paper})", ""]
-    lines += ["trainable parameters of a module: " + about.parameters, "export as plain LoRA: " + _exactness(about), ""]
+    lines += ["trainable parameters of a module: " + about.parameters, "export: " + about.export, ""]
     lines += [unmarked(inspect.getdoc(method) or "").split("\n\nRaises:")[0].replace("Attributes:", "Settings:"), ""]
     lines += ["Defaults: " + ", ".join(f"{name}={value}" for name, value in settings.items() if value is not None), ""]
     for title, items in (("Proved beyond the contract tests", about.verified), ("Where the released code differs", about.deviations)):

@@ -272,6 +272,7 @@ def rivals(result: Mapping[str, Any]) -> str:
     )
     duels = (
         (
+            row["ours"],
             f"1/{round(1 / row['share'])}",
             f"{row['difference']:+.2f}",
             f"[{row['low']:+.2f}, {row['high']:+.2f}]",
@@ -280,7 +281,7 @@ def rivals(result: Mapping[str, Any]) -> str:
         for row in result["duels"]
     )
     table = rows(("task", "contestant", "parameters", "rate", "dev accuracy [least, most]", "seconds"), body)
-    versus = rows(("size, of LoRA r 8", "spectral cut minus rival, points", "interval of 95%", "the rival that the tenth chose"), duels)
+    versus = rows(("the cut", "size, of LoRA r 8", "minus rival, points", "interval of 95%", "the rival that the tenth chose"), duels)
     return f"{table}\n\n{versus}"
 
 

@@ -65,6 +65,32 @@ def test_a_nested_adapter_is_exported_at_any_rank(
     assert not (tmp_path / "five").exists()
 
 
+def test_sparse_entries_by_every_command(bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for folder, mask in ((first, "snip"), (second, "structured")):
+        flags = {**FLAGS, "method": "shira", "rank": 2, "mask": mask}
+        assert run("train", **flags, model_name_or_path=bert, dataset_name=moods, output_dir=folder) == 0
+    assert run("export", first / LAST, tmp_path / "again") == 0
+    count = sum(entries.parameters for entries in paring.read(first / "adapter").entries.values())
+    assert f"{count:,} sparse entries in " in capsys.readouterr().err
+    assert (tmp_path / "again/adapter_model.safetensors").read_bytes() == (first / "adapter/adapter_model.safetensors").read_bytes()
+    assert run("inspect", first / "adapter") == 0
+    assert f"{count:,} parameters" in capsys.readouterr().out
+    assert run("verify", first / "adapter", engines="peft") == 0
+    assert run("verify", first / "adapter", engines="transformers") == 1
+    assert "PeftModel.from_pretrained" in capsys.readouterr().out
+    assert run("merge", first / "adapter", second / "adapter", output_dir=tmp_path / "both") != 0
+    assert "by concatenation" in capsys.readouterr().err
+    assert run("merge", first / "adapter", second / "adapter", rule="concatenation", weights="1,1", output_dir=tmp_path / "both") == 0
+    parts = [paring.read(folder / "adapter").entries for folder in (first, second)]
+    for path, entries in paring.read(tmp_path / "both").entries.items():
+        torch.testing.assert_close(entries.materialise(), parts[0][path].materialise() + parts[1][path].materialise())
+    assert run("compress", first / "adapter", tmp_path / "less", rank=1) != 0
+    assert "needs low-rank factors" in capsys.readouterr().err
+    assert run("fuse", first / "adapter", tmp_path / "fused") == 0
+    assert not (tmp_path / "less").exists()
+
+
 def test_a_rank_of_what_is_not_nested_is_refused(
     bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

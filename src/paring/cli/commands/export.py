@@ -50,8 +50,11 @@ def run(options: Options) -> int:
         force=options.force,
         tokenizer=base.tokenizer,
     )
-    live = paring.ranks(model)
-    say(f"{sum(live.values())} ranks in {sum(rank > 0 for rank in live.values())} of {len(live)} modules")
+    live, entries = paring.ranks(model), paring.snapshot(model).entries
+    if entries:
+        say(f"{sum(one.parameters for one in entries.values()):,} sparse entries in {len(entries)} modules")
+    else:
+        say(f"{sum(live.values())} ranks in {sum(rank > 0 for rank in live.values())} of {len(live)} modules")
     print(folder)
     return 0
 

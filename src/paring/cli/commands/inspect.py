@@ -46,7 +46,7 @@ def run(options: Options) -> int:
         return 0
     from rich.console import Console
 
-    method = (adapter.metadata.method or {}).get("name", "another tool's LoRA")
+    method = (adapter.metadata.method or {}).get("name", "sparse entries" if adapter.entries else "another tool's LoRA")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{options.adapter}: {method} on {adapter.metadata.base_model or 'an unnamed base model'}", markup=False)
     stacks, outside = by_layer(adapter)

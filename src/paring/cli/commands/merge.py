@@ -138,7 +138,7 @@ def table(adapters: Sequence[tuple[str, Adapter]]) -> list[str]:
     """A line for each adapter: parameters, ranks, modules."""
     rows: list[tuple[str, ...]] = [("adapter", "parameters", "ranks", "largest", "modules", "in heads")]
     for name, one in adapters:
-        live = sum(rank > 0 for rank in one.ranks.values())
+        live = sum(update.parameters > 0 for update in one.updates.values())
         counts = (one.parameters, sum(one.ranks.values()), one.max_rank, live, one.head_parameters)
         rows.append((name, *(f"{count:,}" for count in counts)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

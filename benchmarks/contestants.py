@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 import transformers
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, ShiraConfig, get_peft_model
 from tasks import encoder
 from torch import nn
 from transformers import (
@@ -22,7 +22,9 @@ from transformers import (
 import paring
 from paring.attach.find import slots
 from paring.method import Method
+from paring.methods.dora import DoRA
 from paring.methods.lora import LoRA
+from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
 from paring.parts.update.revive import Always, Every, Never, Revive
@@ -41,6 +43,9 @@ SHAPES: dict[str, tuple[int, int]] = {
 
 DTYPES = ("fp32", "bf16", "bf16-weights")
 """Type of the products; the last has the frozen weights in bfloat16 too, as most language models come, under autocast all the same."""
+
+LINEAR = ["query", "key", "value", "dense"]
+"""The linear modules of an encoder, for methods of PEFT that do not find them by themselves."""
 
 DEAD = 0.7
 """Share of the ranks, or of the modules, that are dead where a contestant says so."""
@@ -183,6 +188,26 @@ def _adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=RATE)
 
 
+def peft(config: Callable[[int], PeftConfig]) -> Build:
+    """Another method of PEFT on the same modules; the configuration follows from the rank."""
+
+    def build(model: nn.Module, given: dict[str, torch.Tensor], rank: int, autocast: bool) -> Contestant:
+        assert isinstance(model, transformers.PreTrainedModel)
+        adapted = get_peft_model(model, config(rank))
+        return contestant(adapted, _adamw(adapted), given, autocast)
+
+    return build
+
+
+def ours(method: Callable[[int], Method]) -> Build:
+    """Another method of ours; its settings follow from the rank."""
+
+    def build(model: nn.Module, given: dict[str, torch.Tensor], rank: int, autocast: bool) -> Contestant:
+        return _ours(method(rank), model, given, autocast)
+
+    return build
+
+
 def lora(model: nn.Module, given: dict[str, torch.Tensor], rank: int, autocast: bool) -> Contestant:
     """Our LoRA."""
     return _ours(LoRA(rank=rank, alpha=2 * rank), model, given, autocast)
@@ -242,3 +267,13 @@ CONTESTANTS: dict[str, Build] = {
     "SoRA, 70% dead, never": sora(Never(), some_ranks),
     "SoRA, 70% of modules empty, every 8": sora(Every(period=8), some_modules),
 }
+
+FURTHER: dict[str, Build] = {
+    "SHiRA": ours(lambda rank: SHiRA(rank=rank)),
+    "PEFT SHiRA": peft(lambda rank: ShiraConfig(r=rank, target_modules=LINEAR, task_type="SEQ_CLS", random_seed=0)),
+    "DoRA": ours(lambda rank: DoRA(rank=rank, alpha=2 * rank)),
+    "PEFT DoRA": peft(
+        lambda rank: LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS", use_dora=True)
+    ),
+}
+"""Those that take part only where they are asked for by name."""

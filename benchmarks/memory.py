@@ -13,7 +13,7 @@ import gc
 from typing import Any
 
 import torch
-from contestants import CONTESTANTS, DEAD, DTYPES, LIMIT, SHAPES, Contestant, base, batch
+from contestants import CONTESTANTS, DEAD, DTYPES, FURTHER, LIMIT, SHAPES, Contestant, base, batch
 from environment import save
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -33,12 +33,14 @@ def saved(one: Contestant) -> int:
     own = {parameter.untyped_storage().data_ptr() for parameter in one.model.parameters()}
     held: dict[int, Tensor] = {}
 
-    def keep(tensor: Tensor) -> int:
+    def keep(tensor: Tensor) -> int | Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor  # sparse ones have no storage to be told by, and few entries
         place = tensor.untyped_storage().data_ptr()
         held.setdefault(place, tensor)
         return place
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda place: held[place]):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda place: place if isinstance(place, Tensor) else held[place]):
         one.loss()
     total = sum(tensor.untyped_storage().nbytes() for place, tensor in held.items() if place not in own)
     # The nodes of the graph hold the two hooks, the hooks what is held, and that the nodes: no collector sees all of this circle.
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS | FURTHER, default=list(CONTESTANTS))
     parser.add_argument("--device", choices=SETTLED, default="cpu")
     parser.add_argument("--name", default="memory", help="of the file of results")
     given = parser.parse_args()
@@ -110,8 +113,8 @@ def main() -> None:
             source = base(model, dtype).to(given.device)
             for rank in given.ranks:
                 found: dict[str, dict[str, int]] = {}
-                for name, build in CONTESTANTS.items():
-                    one = build(copy.deepcopy(source), data, rank, dtype != "fp32")
+                for name in dict.fromkeys([LIMIT, *given.contestants]):
+                    one = (CONTESTANTS | FURTHER)[name](copy.deepcopy(source), data, rank, dtype != "fp32")
                     for _ in range(SETTLED[given.device]):
                         one.step()
                     found[name] = {"saved": saved(one), "peak": peak(one), "flops": flops(one)}

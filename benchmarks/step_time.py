@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from contestants import CONTESTANTS, DEAD, DTYPES, LIMIT, SHAPES, base, batch
+from contestants import CONTESTANTS, DEAD, DTYPES, FURTHER, LIMIT, SHAPES, base, batch
 from environment import kept, save
 
 PAIRS = (
     ("LoRA", "PEFT LoRA"),
     ("SoRA", "LoRA"),
     ("SoRA, 70% dead, every 8", "PEFT AdaLoRA"),
+    ("SHiRA", "PEFT SHiRA"),
+    ("DoRA", "PEFT DoRA"),
 )
 """Whose step is also compared with whose, directly."""
 
@@ -61,7 +63,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 64])
     parser.add_argument("--models", nargs="+", choices=SHAPES, default=["bert", "llama"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS | FURTHER, default=list(CONTESTANTS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="compile each model, the frozen one too")
     parser.add_argument("--resume", action="store_true", help="keep the cells of a run that was cut off: same machine, versions, rounds")
@@ -79,7 +81,7 @@ def main() -> None:
             for rank in given.ranks:
                 if (model, dtype, rank) in done:
                     continue
-                built = {name: CONTESTANTS[name](copy.deepcopy(source), data, rank, dtype != "fp32") for name in names}
+                built = {name: (CONTESTANTS | FURTHER)[name](copy.deepcopy(source), data, rank, dtype != "fp32") for name in names}
                 if given.compile:
                     # All contestants share the code of PEFT's outermost module, and each is a compilation of its own.
                     torch._dynamo.reset()

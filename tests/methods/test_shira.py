@@ -137,6 +137,41 @@ def test_nothing_dense() -> None:
     assert kept(ShiraConfig(r=2, target_modules=["0"])) >= 100 * 64 + 48 * 64
 
 
+def test_small_values_are_not_rounded_away_in_a_coarse_weight() -> None:
+    given = {name: value.float() for name, value in batch().items()}
+    model = adapted(SHiRA(rank=2)).float()
+    for layer in WIDTHS:
+        model.base_model.model.get_submodule(layer).get_base_layer().bfloat16()
+    slot = _sparse(model)["first"]
+    x = given["x"].bfloat16()
+    layer = model.base_model.model.get_submodule("first")
+    with torch.no_grad():
+        slot.values.fill_(2.0**-12)
+        weight = layer.get_base_layer().weight
+        assert bool(((weight.flatten()[slot.delta().index] + slot.values.bfloat16()) == weight.flatten()[slot.delta().index]).any())
+    update, wanted = slot(torch.zeros_like(layer(x)), x).float(), x.float() @ slot.delta().materialise().T
+    assert (update - wanted).norm() < 0.01 * wanted.norm()
+    values = torch.autograd.grad(layer(x).sum(), slot.values)[0]
+    assert values.dtype == torch.float32
+    assert values.abs().min() > 0
+
+
+def test_under_autocast_the_sum_is_cast_as_a_trained_weight_would_be() -> None:
+    model, x = adapted(SHiRA(rank=2)).float(), batch()["x"].float()
+    layer, slot = model.base_model.model.get_submodule("first"), _sparse(model)["first"]
+    with torch.no_grad():
+        slot.values.normal_(generator=torch.Generator().manual_seed(0))
+    base = layer.get_base_layer()
+    total = (base.weight + slot.delta().materialise()).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, wanted = layer(x), torch.nn.functional.linear(x, total, base.bias)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, wanted)
+    gradient = torch.autograd.grad(ours.float().square().sum(), slot.values)[0]
+    dense = torch.autograd.grad(wanted.float().square().sum(), total)[0]
+    torch.testing.assert_close(gradient, dense.flatten()[slot.delta().index])
+
+
 def test_six_bytes(tmp_path: Path) -> None:
     class Wide(nn.Module):
         def __init__(self) -> None:

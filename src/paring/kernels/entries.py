@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from paring.kernels.casts import cast_once
+
 PIECE = 2**24
 """Entries of a weight's gradient that are formed at a time."""
 
@@ -61,18 +63,27 @@ def entries_linear(
     values: Float[Tensor, n],
     places: Places,
 ) -> Tensor:
-    """A frozen linear with the entries added into its weight, all of one type: one product in place of two."""
-    result: Tensor = _Entries.apply(x, weight, bias, values, places)  # type: ignore[no-untyped-call]
+    """A frozen linear with the entries added into its weight: one product in place of two.
+
+    Under autocast the sum is formed in the weight's own type and then cast, as a trained weight would be.
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x = x if x.dtype == dtype else cast_once(x, dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        result: Tensor = _Entries.apply(x, weight, bias, values, places)  # type: ignore[no-untyped-call]
     return result
 
 
 def _dense(weight: Tensor | None, values: Tensor, places: Places, dtype: torch.dtype) -> Tensor:
-    """The weight, or zero, plus the entries; differentiable in the values."""
+    """The weight, or zero, plus the entries, then cast; differentiable in the values."""
     if weight is None:
         flat = torch.zeros(places.out_features * places.in_features, dtype=dtype, device=values.device)
     else:
         flat = weight.reshape(-1)
-    return flat.index_add(0, places.index, values.to(dtype)).view(places.out_features, places.in_features)
+    return flat.index_add(0, places.index, values.to(flat.dtype)).view(places.out_features, places.in_features).to(dtype)
 
 
 class _Entries(torch.autograd.Function):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paring.core.entries import Entries, blocks, unpacked
@@ -75,12 +76,17 @@ class Sparse(HoldsWhole, Waiting):
         return add_entries(y, x, self.values, self.places()) if self.has_begun else y
 
     def fuses(self, dtype: torch.dtype | None) -> bool:
-        """In full precision only: in less, a weight plus a small value is the weight."""
-        return dtype in (torch.float32, torch.float64) and self.values.dtype == dtype and self.has_begun
+        """Where the values are no coarser than the product."""
+        return self.has_begun and (dtype is None or self.values.dtype == dtype)
 
     def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A frozen linear with the entries in its weight: see :mod:`paring.kernels.entries`."""
-        return entries_linear(x, weight, bias, self.values, self.places())
+        """A frozen linear with the entries in its weight: see :mod:`paring.kernels.entries`.
+
+        In a weight that is stored in less than float32 a small value would be rounded away, so there the two stay apart.
+        """
+        if weight.dtype in (torch.float32, torch.float64):
+            return entries_linear(x, weight, bias, self.values, self.places())
+        return add_entries(F.linear(x, weight, bias), x, self.values, self.places())
 
     def delta(self) -> Entries:
         """A detached copy of the entries."""

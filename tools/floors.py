@@ -6,7 +6,7 @@ FLOORS = (
     ("core",),
     ("kernels",),
     ("parts",),
-    ("method", "step", "lead", "rates", "compress", "merge"),
+    ("method", "step", "lead", "rates", "compress", "extract", "merge"),
     ("methods", "attach", "exchange"),
     ("train",),
     ("api", "report"),

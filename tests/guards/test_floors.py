@@ -129,9 +129,9 @@ def test_only_attach_touches_peft_internals() -> None:
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
-def test_compress_and_merge_know_no_modules() -> None:
+def test_compress_extract_and_merge_know_no_modules() -> None:
     for path in files():
-        if unit_of(path) in {"compress", "merge"}:
+        if unit_of(path) in {"compress", "extract", "merge"}:
             assert [use for use in uses(path.read_text()) if f"{use.name}.".startswith("torch.nn.")] == [], path
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from wrapt import when_imported
 
 if TYPE_CHECKING:
-    from paring.api import adapt, calibrate, export, ranks, read, set_rank, snapshot, verify
+    from paring.api import adapt, calibrate, export, extract_lora, ranks, read, set_rank, snapshot, verify
     from paring.attach.config import ParingConfig
     from paring.attach.switch import Switch
     from paring.core.adapter import Adapter
@@ -34,6 +34,7 @@ __all__ = [
     "adapt",
     "calibrate",
     "export",
+    "extract_lora",
     "ranks",
     "read",
     "set_rank",
@@ -48,6 +49,7 @@ _HOMES = {
     "adapt": "paring.api",
     "calibrate": "paring.api",
     "export": "paring.api",
+    "extract_lora": "paring.api",
     "ranks": "paring.api",
     "read": "paring.api",
     "set_rank": "paring.api",

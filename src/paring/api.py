@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from paring.attach.calibrate import calibrate
 from paring.attach.config import ParingConfig
+from paring.attach.difference import Extraction, extract_lora
 from paring.attach.find import method_of, module_names, root, sharded, slots, snapshot
 from paring.attach.fuse import fuse_into
 from paring.attach.register import register
@@ -28,7 +29,20 @@ from paring.exchange.write import Layout, write
 from paring.method import Method
 from paring.parts.parameterise.nested import Nested
 
-__all__ = ["Finding", "adapt", "calibrate", "export", "fuse", "ranks", "read", "set_rank", "snapshot", "verify"]
+__all__ = [
+    "Extraction",
+    "Finding",
+    "adapt",
+    "calibrate",
+    "export",
+    "extract_lora",
+    "fuse",
+    "ranks",
+    "read",
+    "set_rank",
+    "snapshot",
+    "verify",
+]
 
 
 class Saves(Protocol):

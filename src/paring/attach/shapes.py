@@ -44,16 +44,23 @@ def linear_shape(path: str, module: nn.Module) -> Shape:
     )
 
 
+def plain(base: nn.Module) -> bool:
+    """Whether a linear module's weight is a floating-point matrix in one piece: neither quantised nor sharded."""
+    if not isinstance(base, nn.Linear | Conv1D):
+        return False
+    weight = base.weight
+    return type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2
+
+
 def plain_weight(path: str, base: nn.Module) -> tuple[nn.Parameter, bool]:
     """The weight that a merge may change, and whether it is stored as (in, out).
 
     Raises:
         TargetError: the weight is quantised, sharded or otherwise not a plain floating-point matrix.
     """
-    if isinstance(base, nn.Linear | Conv1D):
-        weight = base.weight
-        if type(weight) is nn.Parameter and type(weight.data) is Tensor and weight.dtype.is_floating_point and weight.dtype.itemsize >= 2:
-            return weight, isinstance(base, Conv1D)
+    if plain(base):
+        assert isinstance(base.weight, nn.Parameter)
+        return base.weight, isinstance(base, Conv1D)
     raise TargetError(
         f"Cannot merge into {path!r}: its weight ({type(base).__name__}) is quantised or sharded, and rounding the sum would lose the "
         "update. Load the base model in bfloat16 or float32, load the exported adapter onto it, and merge there."

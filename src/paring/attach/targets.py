@@ -88,7 +88,9 @@ def _check_names(config: ParingConfig, model: nn.Module, modules: Mapping[str, n
     for wanted in sorted(config.target_modules):
         matched = [name for name in modules if _ends(name, wanted)]
         if not matched:
-            raise TargetError(f"target_modules names {wanted!r}, which matches no module.{_near(wanted, modules)}{_known(config, model)}")
+            raise TargetError(
+                f"target_modules names {wanted!r}, which matches no module.{near_module(wanted, modules)}{_known(config, model)}"
+            )
         if not _adapted(config, matched, "modules_to_save"):
             raise TargetError(
                 f"target_modules names {wanted!r}, which is {_LEFT_OUT['modules_to_save']} and needs no adapter. Leave it out of "
@@ -106,7 +108,7 @@ def _check_others(config: ParingConfig, modules: Mapping[str, nn.Module]) -> Non
     if isinstance(excluded, str) and excluded and not any(re.fullmatch(excluded, name) for name in modules):
         raise TargetError(
             f"exclude_modules={excluded!r} matches no module; a string is a regular expression for whole names, such as r'.*\\.query'. "
-            f"Mend it, give a list of names, or leave it out.{_near(excluded, modules)}"
+            f"Mend it, give a list of names, or leave it out.{near_module(excluded, modules)}"
         )
     names = () if excluded is None or isinstance(excluded, str) else excluded
     # Of the names that a task implies, PEFT adds those to modules_to_save that this model does not have, too.
@@ -116,7 +118,9 @@ def _check_others(config: ParingConfig, modules: Mapping[str, nn.Module]) -> Non
         *(("modules_to_save", name, any(module.endswith(name) for module in modules)) for name in sorted(saved)),
     ):
         if not there:
-            raise TargetError(f"{setting} names {wanted!r}, which matches no module.{_near(wanted, modules)} Mend it, or leave it out.")
+            raise TargetError(
+                f"{setting} names {wanted!r}, which matches no module.{near_module(wanted, modules)} Mend it, or leave it out."
+            )
 
 
 def _ends(name: str, wanted: str) -> bool:
@@ -124,7 +128,8 @@ def _ends(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
 
 
-def _near(wanted: str, modules: Iterable[str]) -> str:
+def near_module(wanted: str, modules: Iterable[str]) -> str:
+    """Say which modules have names, or ends of names, that are close to one, as the end of an error sentence."""
     names = list(modules)
     return near(wanted, {name.rpartition(".")[2] for name in names} | set(names))
 
@@ -180,11 +185,11 @@ def _left_out(config: ParingConfig, model: nn.Module) -> set[str]:
     return {
         name
         for name, module in model.named_modules()
-        if isinstance(module, NonDynamicallyQuantizableLinear) or name.endswith(saved) or _read_past(model, name)
+        if isinstance(module, NonDynamicallyQuantizableLinear) or name.endswith(saved) or read_past(model, name)
     }
 
 
-def _read_past(model: nn.Module, path: str) -> bool:
+def read_past(model: nn.Module, path: str) -> bool:
     """Whether the module's parent reads its weight in evaluation and does not call it."""
     return isinstance(model.get_submodule(path.rpartition(".")[0]), nn.TransformerEncoderLayer)
 
@@ -217,7 +222,7 @@ def _refuse_inside(config: ParingConfig, model: nn.Module, targets: Mapping[str,
                 f"Module {path!r} is offloaded by accelerate: its weights come and go with each forward, so there is no device to train an "
                 "adapter on. Load the model without offloading (no device_map that names the cpu or the disk), or quantised."
             )
-        if _read_past(model, path):
+        if read_past(model, path):
             raise TargetError(
                 f"Module {path!r} lies in an nn.TransformerEncoderLayer, whose fast path reads its weight and does not call it in "
                 "evaluation: an adapter there would be lost. Leave it out with exclude_modules."

@@ -1,6 +1,6 @@
 """The subcommands, one small file each."""
 
-from paring.cli.commands import compress, demo, evaluate, export, fuse, inspect, merge, methods, predict, train, verify
+from paring.cli.commands import compress, demo, evaluate, export, extract, fuse, inspect, merge, methods, predict, train, verify
 from paring.cli.flags import Command
 
 COMMANDS: tuple[Command, ...] = (
@@ -8,6 +8,7 @@ COMMANDS: tuple[Command, ...] = (
     train.PATH,
     export.COMMAND,
     compress.COMMAND,
+    extract.COMMAND,
     merge.COMMAND,
     inspect.COMMAND,
     verify.COMMAND,

@@ -22,6 +22,7 @@ def rewrite(
     overwrite: bool,
     extra_files: Mapping[str, bytes],
     command: Sequence[str],
+    module_names: Sequence[str] | None = None,
 ) -> None:
     """Write a folder, read it back and compare, before it takes its place.
 
@@ -48,6 +49,7 @@ def rewrite(
         layout=layout,
         dtype=dtype,
         overwrite=overwrite,
+        module_names=module_names,
         extra_files=extra_files,
         command=shlex.join(command),
         check=check,

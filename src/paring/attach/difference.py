@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from paring.attach.find import has_adapter
 from paring.attach.shapes import linear_shape, plain
 from paring.attach.targets import near_module, read_past
 from paring.core.adapter import Adapter, Metadata
@@ -113,7 +113,7 @@ def _state(base: nn.Module, tuned: nn.Module | Mapping[str, Tensor]) -> Mapping[
         TargetError: they are of another model, or there is an adapter on one of the two.
     """
     for model, what in ((base, "base"), (tuned, "tuned")):
-        if isinstance(model, nn.Module) and any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        if isinstance(model, nn.Module) and has_adapter(model):
             raise TargetError(
                 f"There is an adapter on the {what} model; give it without (merge_and_unload() of PEFT adds one in for good)."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, TaskType
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -98,6 +98,11 @@ def heads(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
             for key, value in module.modules_to_save[adapter].state_dict().items():
                 found[f"{path}.{key}"] = whole(value).clone()
     return found
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether some module carries an adapter, of paring's or of PEFT's own."""
+    return any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
 def transposed(model: nn.Module) -> frozenset[str]:

@@ -8,6 +8,7 @@ from paring.train.callback import ParingCallback
 from paring.train.down import Descent, Halve, Rise
 from paring.train.groups import create_optimizer, parameter_groups, separate
 from paring.train.guards import recast
+from paring.train.lisa import LISA, LayerSampler, LISACallback
 from paring.train.plan import plan
 from paring.train.recorder import Recorder
 from paring.train.stages import run_stages, set_penalty, sparsify
@@ -16,8 +17,11 @@ from paring.train.trainer import ParingTrainer, ParingTrainerMixin
 from paring.train.walk import Scores, Stage
 
 __all__ = [
+    "LISA",
     "Descent",
     "Halve",
+    "LISACallback",
+    "LayerSampler",
     "ParingCallback",
     "ParingTrainer",
     "ParingTrainerMixin",

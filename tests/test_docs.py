@@ -253,6 +253,30 @@ def test_budget_page_runs(trainee: dict[str, Any], tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_lisa_page_runs(trainee: dict[str, Any]) -> None:
+    known = run("docs/lisa.md", trainee)
+    assert all(parameter.requires_grad for parameter in known["tuned"].parameters())
+    folder, shown = trainee["folder"], trainee["batches"][0]
+    tuned, first, plain = (
+        AutoModelForSequenceClassification.from_pretrained(place, num_labels=2).eval()
+        for place in (folder / "trained", folder / "tuned", trainee["base"])
+    )
+    state = plain.state_dict()
+    for other in (tuned, first):
+        assert not torch.equal(state["bert.embeddings.word_embeddings.weight"], other.bert.embeddings.word_embeddings.weight)
+    found = known["found"]
+    assert 0 < found.adapter.max_rank <= 8
+    loaded = PeftModel.from_pretrained(plain, folder / "lora").eval()
+    with torch.inference_mode():
+        assert torch.isfinite(loaded(**shown).logits).all()
+    updates = {f"{path}.weight": factors.materialise() for path, factors in found.adapter.modules.items()}
+    assert all(
+        float((tuned.state_dict()[name] - state[name] - update).norm()) < float((tuned.state_dict()[name] - state[name]).norm())
+        for name, update in updates.items()
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_tolerance_page_runs(trainee: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = run("docs/tolerance.md", trainee)["path"]
@@ -330,7 +354,7 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helped = ""
     # Other flags of a method's own are shown beside it.
     trained = ("train", "train --budget 1k", "train --method dora")
-    for command in (*trained, "path", "export", "merge", "verify", "predict", "eval", "fuse", "inspect"):
+    for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}

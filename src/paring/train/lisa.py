@@ -160,9 +160,9 @@ class LayerSampler:
                     "the sampler that has frozen it."
                 )
         held = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
-        still = {id(parameter) for parameter in self._still}
+        held |= {id(parameter) for parameter in self._still}
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in held | still:
+            if parameter.requires_grad and id(parameter) not in held:
                 raise StepError(
                     f"{type(self._optimizer).__name__} does not hold {name!r}, which is to be trained. Make it from all parameters of the "
                     "model, while all are trainable, and start LISA after that."

@@ -36,13 +36,15 @@ from paring.train.forget import Forgetting, class_means
 
 TASK, CLASSES, FORGOTTEN = "banking77", 77, 2
 BASE_STEPS, BASE_RATE = 800, 3e-3
-BASE = Path(__file__).parents[1] / "runs" / "forgetting-base"
+BASE = Path(__file__).parents[1] / "build" / "forgetting-base"
 """What knows all classes; trained if it is not there."""
 TARGETS = r".*encoder\.layer\.\d+\.(intermediate|output)\.dense"
 MEANS = 20
 """Training rows of each class that its prototype is the mean of."""
-PENALTIES = (10.0, 20.0, 40.0, 80.0)
-IN_LOSS = 1.0
+PENALTIES = (10.0, 20.0, 40.0, 60.0, 80.0)
+LATE, AFTER = 120.0, 50
+"""A penalty that begins after so many steps, as one of the released engines does it."""
+IN_LOSS = (0.1, 1.0)
 BEST = 20.0
 """Of GS-LoRA, where the prototypes are tried."""
 
@@ -85,8 +87,9 @@ class Contestant:
 
 CONTESTANTS = {
     "LoRA": Contestant(method=LoRA(rank=8)),
-    f"LoRA, norms in the loss x {IN_LOSS:g}": Contestant(method=LoRA(rank=8), in_loss=IN_LOSS),
+    **{f"LoRA, norms in the loss x {weight:g}": Contestant(method=LoRA(rank=8), in_loss=weight) for weight in IN_LOSS},
     **{f"GS-LoRA {penalty:g}": Contestant(method=GSLoRA(rank=8, penalty=penalty)) for penalty in PENALTIES},
+    f"GS-LoRA {LATE:g} after {AFTER} steps": Contestant(method=GSLoRA(rank=8, penalty=LATE, after=AFTER)),
     f"GS-LoRA {BEST:g}, prototypes": Contestant(method=GSLoRA(rank=8, penalty=BEST), prototypes=True),
 }
 
@@ -126,16 +129,17 @@ def _prototypes(data: Path, device: str, dtype: str) -> Tensor:
         return class_means(_base(device), (moved(rows.batch(cut), device) for cut in cuts), CLASSES)
 
 
-def scored(model: Any, dev: Examples, classes: tuple[int, ...], how: dict[str, str]) -> dict[str, float]:
-    """Accuracy and cross-entropy on the rows that stay and on those to forget."""
-    found = {}
+def scored(model: Any, dev: Examples, classes: tuple[int, ...], how: dict[str, str]) -> dict[str, Any]:
+    """Accuracy and cross-entropy on the rows that stay, on those to forget, and the former on each class of these."""
+    found: dict[str, Any] = {}
     for name, part in zip(("remaining", "forgotten"), _parts(dev, classes), strict=True):
         found[name], found[f"{name}_loss"] = score(model, dev.take(part), **how)
+    found["each"] = [score(model, dev.take(_parts(dev, (one,))[1]), **how)[0] for one in classes]
     return found
 
 
 @functools.cache
-def _before(data: Path, classes: tuple[int, ...], device: str, dtype: str) -> dict[str, float]:
+def _before(data: Path, classes: tuple[int, ...], device: str, dtype: str) -> dict[str, Any]:
     return scored(_base(device), _rows(data)[1], classes, {"device": device, "dtype": dtype})
 
 
@@ -156,6 +160,8 @@ def work(job: Job, data: Path) -> dict[str, Any]:
             total = total + contestant.in_loss * torch.stack([_norm(group) for group in factors.values()]).sum()
         return total
 
+    # The encoder's own dropout draws from torch's global generator.
+    torch.manual_seed(job.seed)
     seconds = fit(
         model,
         rows,
@@ -239,6 +245,7 @@ def summary(name: str, found: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "contestant": name,
         **{f"{part}_{when}": [row[when][part] for row in found] for part in ("forgotten", "remaining") for when in ("before", "after")},
+        "each": [row["after"]["each"] for row in found],
         "forgotten_loss": statistics.fmean(row["after"]["forgotten_loss"] for row in found),
         "blocks": [row["blocks"] for row in found],
         "of": found[0]["of"],

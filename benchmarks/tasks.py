@@ -210,6 +210,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     order = order or batches(data, size, torch.Generator().manual_seed(seed))
+    order = batches(data, size, torch.Generator().manual_seed(seed))
     model.train()
     started = time.perf_counter()
     for step in range(steps):
@@ -217,7 +218,7 @@ def fit(
             rows = moved(data.batch(next(order)), device)
             loss = model(**rows).loss if loss_of is None else loss_of(model(**{**rows, "labels": None}), rows["labels"])
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         after(step + 1)
         optimizer.zero_grad()

@@ -370,6 +370,30 @@ def forgetting(result: Mapping[str, Any]) -> str:
     )
     head = ("contestant", "forgotten, %", "remaining, %", "change, points", "blocks left", "parameters", "least norm of a block")
     return f"{known}\n\n{rows(head, body)}"
+def lisa(result: Mapping[str, Any]) -> str:
+    """A row for each way and rate, with the accuracy of what was extracted out of it."""
+    ranks = sorted(result["rows"][0]["extracted"], key=int)
+
+    def points(values: Sequence[float]) -> str:
+        return f"{100 * statistics.fmean(values):.1f}"
+
+    body = (
+        (
+            row["way"],
+            f"{row['rate']:g}",
+            points(row["accuracy"]),
+            f"{row['state_bytes'] / 1e6:.1f}",
+            *(
+                f"{points(row['extracted'][rank]['accuracy'])} ({100 * statistics.fmean(row['extracted'][rank]['kept']):.0f}%)"
+                if row["extracted"]
+                else ""
+                for rank in ranks
+            ),
+        )
+        for row in result["rows"]
+    )
+    heads = (f"extracted, {'full rank' if rank == ranks[-1] else f'rank {rank}'}" for rank in ranks)
+    return rows(("way", "rate", "dev accuracy, %", "optimizer state at most, MB", *heads), body)
 
 
 CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
@@ -395,6 +419,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "switching": switching,
     "merging": merging,
     "forgetting": forgetting,
+    "lisa": lisa,
 }
 
 

@@ -208,9 +208,7 @@ def fit(
     optimizer = optimizer or create_optimizer(model, lr=rate, weight_decay=0.01)
     warm = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     order = order or batches(data, size, torch.Generator().manual_seed(seed))
-    order = batches(data, size, torch.Generator().manual_seed(seed))
     model.train()
     started = time.perf_counter()
     for step in range(steps):

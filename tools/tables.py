@@ -370,6 +370,8 @@ def forgetting(result: Mapping[str, Any]) -> str:
     )
     head = ("contestant", "forgotten, %", "remaining, %", "change, points", "blocks left", "parameters", "least norm of a block")
     return f"{known}\n\n{rows(head, body)}"
+
+
 def lisa(result: Mapping[str, Any]) -> str:
     """A row for each way and rate, with the accuracy of what was extracted out of it."""
     ranks = sorted(result["rows"][0]["extracted"], key=int)

@@ -108,7 +108,7 @@ class Method(Coded, ABC):
             SettingError: an unknown method, a newer version, or an unknown key.
         """
         name = data.get("name")
-        if isinstance(name, str):
+        if isinstance(name, str) and name not in cls.members:
             load(name)
         return super().decode(data)
 

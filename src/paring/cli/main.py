@@ -138,7 +138,7 @@ def _reworded(text: str, known: Sequence[str], words: Sequence[str]) -> str:
         owners = _owners(flag) if "method" in known else []
         if owners:
             chosen = peek(words, "method") or AdapterOptions().method
-            return f"--{flag} is a setting of {' and '.join(owners)}, not of {chosen}. Leave it out, or give --method {owners[0]}."
+            return f"--{flag} is a setting of {', '.join(owners)}, not of {chosen}. Leave it out, or give --method {owners[0]}."
         return f"Unknown flag or key {flag!r}.{near(flag, known)}"
     required = re.search(r"following arguments are required: (.*)", text)
     if required:

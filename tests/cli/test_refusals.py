@@ -86,7 +86,7 @@ def test_a_setting_of_another_method(said: Said, tmp_path: Path) -> None:
     assert status == 2
     assert "--penalty is a setting of gs_lora, s2_lora, sora, not of lora" in text
     (tmp_path / "c.yaml").write_text("method: lora\npenalty: 0.3\n", encoding="utf-8")
-    assert "--penalty is a setting of sora, not of lora" in said("train", config=tmp_path / "c.yaml")[1]
+    assert "--penalty is a setting of gs_lora, s2_lora, sora, not of lora" in said("train", config=tmp_path / "c.yaml")[1]
     assert "Unknown flag or key 'nope'" in said("train", nope=1)[1]
 
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 
@@ -101,16 +101,13 @@ class Method(Coded, ABC):
         return {name: load(name) for name in names()}
 
     @classmethod
-    def decode(cls, data: Mapping[str, Any]) -> Self:
-        """The method that settings describe; it is looked for by its name first.
+    def find(cls, name: str) -> type[Coded] | None:
+        """The method of a name; its file is looked for.
 
         Raises:
-            SettingError: an unknown method, a newer version, or an unknown key.
+            SettingError: there is none.
         """
-        name = data.get("name")
-        if isinstance(name, str) and name not in cls.members:
-            load(name)
-        return super().decode(data)
+        return cls.members.get(name) or load(name)
 
     def check(self, shape: Shape) -> None:
         """Refuse a module that this method cannot adapt, before any module is touched.

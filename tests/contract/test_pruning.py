@@ -30,7 +30,7 @@ def _by_hand(case: Case, adapter: Adapter, dtype: torch.dtype) -> Tensor:
 
     for path, update in adapter.updates.items():
         if update.parameters:
-            base.get_submodule(path).register_forward_hook(adding(update.prune() if isinstance(update, Factors) else update))
+            base.get_submodule(path).register_forward_hook(adding(update.prune()))
     return logits(base, _inputs(case, dtype))
 
 

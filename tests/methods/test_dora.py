@@ -23,10 +23,13 @@ from paring.core.errors import AdapterError, ExportError, SettingError
 from paring.core.factors import Factors
 from paring.exchange.write import write
 from paring.kernels.norms import row_norms
+from paring.method import Method
 from paring.methods.dora import DoRA
 from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
+from paring.train.look import tally
+from paring.train.recorder import modules
 from tests.contract.cases import example
 from tests.methods.small import WIDTHS, adapted, batch, delta, net, run, steps
 
@@ -185,6 +188,28 @@ def test_export(tmp_path: Path) -> None:
         assert all(torch.allclose(read.magnitudes[path], magnitude) for path, magnitude in live.magnitudes.items())
         fused = paring.api.fuse(net(), read)
         torch.testing.assert_close(fused(**batch())["logits"], model(**batch())["logits"], rtol=1e-5, atol=1e-7)
+
+
+def test_magnitudes_are_counted_and_named(tmp_path: Path) -> None:
+    model = adapted(DoRA(rank=2))
+    wanted = sum(2 * (width + height) + height for width, height in WIDTHS.values())
+    assert paring.snapshot(model).parameters == wanted
+    assert sum(module.parameters for module in modules(model)) == sum(module.start_parameters for module in modules(model)) == wanted
+    assert tally(slots(model)).live_parameters == wanted
+    assert tally(slots(adapted(DoRA(direction=SoRA(rank=2))))).live_parameters == wanted
+    card = (paring.export(model, tmp_path / "adapter") / "README.md").read_text()
+    assert "- dora" in card
+    assert "A DoRA adapter" in card
+    assert "plain LoRA;" not in card
+
+
+def test_a_direction_is_decoded_by_its_name_alone() -> None:
+    written = DoRA(direction=SoRA(rank=2)).encode()
+    assert Method.decode(written) == DoRA(direction=SoRA(rank=2))
+    with pytest.raises(SettingError, match="Unknown method 'soraa'.*'sora'"):
+        Method.decode({**written, "direction": {"name": "soraa"}})
+    with pytest.raises(SettingError, match="as a mapping"):
+        Method.decode("sora")  # type: ignore[arg-type]
 
 
 def test_two_adapters_add_their_own_changes() -> None:

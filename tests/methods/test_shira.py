@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, ShiraConfig, get_peft_model
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import paring
@@ -316,6 +317,28 @@ def test_a_file_that_says_no_widths_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "paring.json").unlink()
     with pytest.raises(AdapterError, match="does not say how wide its modules are"):
         paring.read(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("place", [(0, 10), (8, 0), (-1, 3)])
+def test_a_file_with_a_place_outside_of_the_weight_is_refused(place: tuple[int, int], tmp_path: Path) -> None:
+    # A column too far would be a place in the next row.
+    paring.export(_trained(), tmp_path / "adapter")
+    (tmp_path / "adapter" / "paring.json").write_text(
+        json.dumps({"modules": {path: {"in_features": widths[0], "out_features": widths[1]} for path, widths in WIDTHS.items()}})
+    )
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.first.shira_indices"][:, 0] = torch.tensor(place)
+    save_file(tensors, file)
+    with pytest.raises(AdapterError, match="outside of its weight, which is 8 x 10"):
+        paring.read(tmp_path / "adapter")
+
+
+def test_entries_of_different_base_models_do_not_add_up() -> None:
+    one = paring.snapshot(_trained())
+    other = Entries(index=torch.arange(3), values=torch.ones(3), in_features=9, out_features=8)
+    with pytest.raises(AdapterError, match=r"Module 'first' is 10 -> 8 in adapter 1 and 9 -> 8 in adapter 2"):
+        merge([one, Adapter(entries={"first": other})], Concatenation())
 
 
 @pytest.mark.parametrize("index", [[0, 0], [1, 0], [-1, 3], [3, 80]])

@@ -8,7 +8,7 @@ from torch import nn
 from paring.attach.shapes import linear_shape, plain_weight, promoted
 from paring.core.adapter import Adapter
 from paring.core.errors import AdapterError, TargetError, near
-from paring.core.factors import Factors
+from paring.kernels.norms import directed
 
 
 def check_fit(model: nn.Module, adapter: Adapter) -> None:
@@ -66,10 +66,10 @@ def fuse_into(model: nn.Module, adapter: Adapter) -> nn.Module:
     for path, update in adapter.updates.items():
         weight, transposed = plain_weight(path, modules[path])
         kind = promoted(weight)
-        delta = (update.prune() if isinstance(update, Factors) else update).to(device=weight.device).materialise(kind)
+        delta = update.prune().to(device=weight.device).materialise(kind)
         total = (weight.T if transposed else weight).to(kind) + delta
         if path in adapter.magnitudes:
-            total = total * (adapter.magnitudes[path].to(total) / total.norm(dim=1))[:, None]
+            total = directed(total, adapter.magnitudes[path])
         weight.copy_((total.T if transposed else total).to(weight.dtype))
     for name, tensor in adapter.heads.items():
         own[name].copy_(tensor)

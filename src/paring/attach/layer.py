@@ -15,7 +15,7 @@ from paring.attach.fusible import fusible, tensors
 from paring.attach.shapes import dense_weight, plain_weight, promoted
 from paring.core.errors import TargetError
 from paring.core.factors import Factors
-from paring.kernels.norms import row_norms
+from paring.kernels.norms import directed, row_norms
 from paring.parts.parameterise.base import Role, Slot
 from paring.parts.shape import Shape
 
@@ -140,8 +140,7 @@ class ParingLinear(nn.Module, BaseTunerLayer):
         if slot.magnitude is not None:
             stored = (weight.data if self._original is None else self._original).to(delta)
             original = stored.T if transposed else stored
-            total = original + delta
-            delta = total * (slot.magnitude.detach().to(delta) / total.norm(dim=1))[:, None] - original
+            delta = directed(original + delta, slot.magnitude.detach()) - original
         return delta.T if transposed else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -93,8 +93,7 @@ def _total(adapters: Sequence[Adapter], weights: Sequence[float] | None) -> Adap
     if not adapters:
         raise SettingError("Nothing to switch to: give at least one adapter, or call off().")
     for adapter in adapters:
-        if adapter.magnitudes:
-            adapter.check_factors("Switching")
+        adapter.check_added("Switching")
         if adapter.modules:
             raise AdapterError(
                 f"This adapter has low-rank factors ({len(adapter.modules)} modules, first: {next(iter(adapter.modules))!r}), which change "

@@ -76,12 +76,13 @@ class Adapter:
                 raise AdapterError(f"Head tensor {name!r} is not a dotted name of letters, digits, underscores and hyphens.")
             if not finite(tensor):
                 raise AdapterError(f"Head tensor {name!r} holds NaN or infinity; the run that wrote it diverged.")
-        # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
+        updates = self.updates
         for path, magnitude in self.magnitudes.items():
-            if path not in self.updates or magnitude.shape != (self.updates[path].out_features,):
+            if path not in updates or magnitude.shape != (updates[path].out_features,):
                 raise AdapterError(f"Module {path!r} has magnitudes of shape {tuple(magnitude.shape)}, and no update with so many outputs.")
             if not finite(magnitude):
                 raise AdapterError(f"Module {path!r} has magnitudes with NaN or infinity; the run that wrote it diverged.")
+        # Read-only views over own dictionaries, sorted, so that no caller changes a frozen value and bytes on disk repeat.
         for name in ("modules", "entries", "magnitudes"):
             object.__setattr__(self, name, MappingProxyType(dict(sorted(vars(self)[name].items(), key=lambda item: natural(item[0])))))
         object.__setattr__(self, "heads", MappingProxyType(dict(sorted(self.heads.items()))))
@@ -120,20 +121,31 @@ class Adapter:
         modules = {path: factors.prune().fold() for path, factors in self.modules.items()}
         return replace(self, modules=modules)
 
-    def check_factors(self, purpose: str) -> None:
-        """Refuse all but low-rank factors that are added to a weight.
+    def check_added(self, purpose: str) -> None:
+        """Refuse updates that are more than added to a weight.
 
         Args:
-            purpose: what cannot be done with them, "Compressing".
+            purpose: what cannot be done with them, "Switching".
 
         Raises:
-            AdapterError: some module has sparse entries, or magnitudes.
+            AdapterError: some module has magnitudes.
         """
         if self.magnitudes:
             raise AdapterError(
                 f"{purpose} needs updates that are added to a weight, but this adapter has magnitudes as well "
                 f"(DoRA, {len(self.magnitudes)} modules, first: {next(iter(self.magnitudes))!r}). Fuse it into its base model."
             )
+
+    def check_factors(self, purpose: str) -> None:
+        """Refuse all but low-rank factors that are added to a weight.
+
+        Args:
+            purpose: what cannot be done with the others, "Compressing".
+
+        Raises:
+            AdapterError: some module has sparse entries, or magnitudes.
+        """
+        self.check_added(purpose)
         if self.entries:
             raise AdapterError(
                 f"{purpose} needs low-rank factors, but this adapter holds sparse entries of its weights ({len(self.entries)} modules, "

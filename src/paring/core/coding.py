@@ -38,6 +38,11 @@ class Coded:
         """All members of the family by name; some families have to look for theirs."""
         return cls.members
 
+    @classmethod
+    def find(cls, name: str) -> type[Coded] | None:
+        """The member of a name, if there is one."""
+        return cls.members.get(name)
+
     def encode(self) -> dict[str, Any]:
         """Write this value, and the values inside it, as plain data."""
         return {"name": self.name, "version": self.version, **{key: _plain(value) for key, value in self._fields().items()}}
@@ -57,9 +62,9 @@ class Coded:
             raise SettingError(f"Expected the settings of a {cls.__name__.lower()} as a mapping with a 'name', got {data!r}.")
         rest = dict(data)
         name = rest.pop("name", None)
-        if not isinstance(name, str) or name not in cls.members:
+        member = cls.find(name) if isinstance(name, str) else None
+        if member is None:
             raise SettingError(f"Unknown {cls.__name__.lower()} name {name!r}.{near(str(name), cls.members)}")
-        member = cls.members[name]
         version = rest.pop("version", 1)
         if not isinstance(version, int) or version > member.version:
             raise SettingError(

@@ -67,6 +67,10 @@ class Entries:
         """0: sparse entries have no ranks."""
         return 0
 
+    def prune(self) -> Entries:
+        """Itself: no entry dies."""
+        return self
+
     def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Entries:
         """Move, or cast the values."""
         return replace(self, index=self.index.to(device=device), values=self.values.to(device=device, dtype=dtype))

@@ -21,6 +21,7 @@ class ModuleRecord:
         start_rank: ranks it was given.
         live_rank: ranks that are left.
         entries: sparse entries of its weight, where the update is made of these and has no ranks.
+        magnitudes: lengths of rows that are trained beside the update.
     """
 
     path: str
@@ -29,16 +30,17 @@ class ModuleRecord:
     start_rank: int
     live_rank: int
     entries: int = 0
+    magnitudes: int = 0
 
     @property
     def parameters(self) -> int:
-        """Adapter parameters left in this module, ``live_rank * (in + out)``, or its entries."""
-        return self.live_rank * (self.in_features + self.out_features) + self.entries
+        """Adapter parameters left in this module, ``live_rank * (in + out)`` or its entries, and magnitudes."""
+        return self.live_rank * (self.in_features + self.out_features) + self.entries + self.magnitudes
 
     @property
     def start_parameters(self) -> int:
         """Adapter parameters at the start, ``start_rank * (in + out)``; gates not counted."""
-        return self.start_rank * (self.in_features + self.out_features) + self.entries
+        return self.start_rank * (self.in_features + self.out_features) + self.entries + self.magnitudes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,12 +65,13 @@ def model_card(
     # A path of this machine means nothing to others, and the hub refuses it.
     base = meta.base_model if meta.base_model is not None and _HUB.fullmatch(meta.base_model) else None
     method = str(meta.method["name"]) if meta.method is not None and "name" in meta.method else None
+    kind = "shira" if adapter.entries else "dora" if adapter.magnitudes else "lora"
     front = ModelCardData(
         base_model=base,
         library_name="peft",
         license=license,
         pipeline_tag=task.pipeline,
-        tags=["shira" if adapter.entries else "lora", "paring", *([method] if method is not None else []), "peft", "transformers"],
+        tags=[kind, "paring", *([method] if method is not None else []), "peft", "transformers"],
     )
     heads = f" and {adapter.head_parameters:,} in fully trained modules" if adapter.heads else ""
     title, said = _described(adapter, heads)
@@ -104,9 +105,12 @@ def _described(adapter: Adapter, heads: str) -> tuple[str, str]:
             "no LoRA; PEFT loads it as SHiRA, and engines that know LoRA alone want it merged into its base model."
         )
     start, live = sum(factors.rank for factors in adapter.modules.values()), sum(adapter.ranks.values())
-    return "A LoRA adapter that found its own ranks" if live != start else "A LoRA adapter", (
-        f"{live} of {start} ranks are left in {len(adapter.modules)} modules, {adapter.parameters:,} parameters{heads}. It is a plain "
-        "LoRA; the scale is folded in."
+    kind, what = "LoRA", "It is a plain LoRA"
+    if adapter.magnitudes:
+        kind, what = "DoRA", "It is a DoRA, which PEFT loads, and engines that serve plain LoRA want merged"
+    return f"A {kind} adapter that found its own ranks" if live != start else f"A {kind} adapter", (
+        f"{live} of {start} ranks are left in {len(adapter.modules)} modules, {adapter.parameters:,} parameters{heads}. {what}; "
+        "the scale is folded in."
     )
 
 

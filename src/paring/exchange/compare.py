@@ -75,9 +75,10 @@ def check_written(written: Adapter, live: Adapter, dtype: torch.dtype | None) ->
         ExportError: something differs by more than rounding to the type it was written in.
     """
     advice = "nothing was written. If dtype is float16, its range may be too small for this adapter: use bfloat16 or float32."
+    updates = live.updates
     for path, distance in differences(written, live, torch.Generator().manual_seed(0)).items():
         # Without a dtype each tensor keeps its own, and TRL trains the factors of a quantised model in bfloat16.
-        update = live.updates[path]
+        update = updates[path]
         kinds = {update.values.dtype} if isinstance(update, Entries) else {update.a.dtype, update.b.dtype}
         allowed = max(TOLERANCE.get(dtype or kind, 1e-5) for kind in kinds)
         if not distance <= allowed:

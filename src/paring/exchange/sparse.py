@@ -65,30 +65,25 @@ def rank_of(adapter: Adapter) -> int:
     return rank
 
 
-def config(adapter: Adapter, rank: int, planned: Plan, heads: list[str]) -> dict[str, Any]:
-    """The configuration that PEFT reads; the mask is in the file."""
-    meta = adapter.metadata
-    found: dict[str, Any] = {
-        "auto_mapping": None,
-        "base_model_name_or_path": meta.base_model,
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_weights": True,
-        "mask_type": "random",
-        "modules_to_save": heads or None,
-        "peft_type": KIND,
-        "r": rank,
-        "random_seed": None,
-        "revision": meta.revision,
-        "target_modules": list(planned.target_modules),
-        "task_type": meta.task_type,
-    }
+def config(ranks: Mapping[str, int], planned: Plan) -> dict[str, Any]:
+    """SHiRA's own keys; the mask is in the file.
+
+    Raises:
+        ExportError: a module would have to be left out by name.
+    """
     if planned.exclude_modules is not None:
         raise ExportError(
             f"PEFT's SHiRA cannot leave modules out by name, and the targets {list(planned.target_modules)} also mean "
             f"{planned.exclude_modules!r}. Adapt these too, or merge the adapter into its base model."
         )
-    return found
+    return {
+        "fan_in_fan_out": False,
+        "init_weights": True,
+        "mask_type": "random",
+        "peft_type": KIND,
+        "r": max(ranks.values()),
+        "random_seed": None,
+    }
 
 
 def tensors(adapter: Adapter, rank: int, dtype: torch.dtype | None) -> Iterator[Entry]:
@@ -146,5 +141,9 @@ def read(file: Reader, modules: Mapping[str, Mapping[str, Any]] | None, heads: l
 def _entries(values: Tensor, places: Tensor, in_features: int, out_features: int) -> Entries:
     if places.ndim != 2 or places.shape[0] != 2:
         raise AdapterError(f"Places of sparse entries have the shape (2, n), got {tuple(places.shape)}.")
-    index, order = torch.sort(places[0] * in_features + places[1])
+    rows, columns = places
+    inside = (rows >= 0) & (rows < out_features) & (columns >= 0) & (columns < in_features)
+    if not bool(inside.all()):
+        raise AdapterError(f"A sparse entry lies outside of its weight, which is {out_features} x {in_features}; the file is damaged.")
+    index, order = torch.sort(rows * in_features + columns)
     return Entries(index=index, values=values[order], in_features=in_features, out_features=out_features)

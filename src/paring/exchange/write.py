@@ -92,10 +92,9 @@ def write(
     if adapter.magnitudes and adapter.magnitudes.keys() != adapter.updates.keys():
         missing = next(path for path in adapter.updates if path not in adapter.magnitudes)
         raise ExportError(f"Module {missing!r} has no magnitudes where others do, which PEFT does not read: it wants them for all or none.")
+    own = sparse.config(ranks, planned) if adapter.entries else _config(adapter, ranks, planned)
     files = {
-        CONFIG: _json(
-            sparse.config(adapter, max(ranks.values()), planned, heads) if adapter.entries else _config(adapter, ranks, planned, heads)
-        ),
+        CONFIG: _json(_common(adapter, planned, heads) | own),
         CARD: (card if card is not None else model_card(adapter, command=command, tokenizer=TOKENIZER in extra_files)).encode(),
         **extra_files,
     }
@@ -135,26 +134,33 @@ def _ranks(adapter: Adapter, layout: Layout, pad_to: int | None) -> dict[str, in
     return {path: rank or 1 for path, rank in adapter.ranks.items() if rank > 0 or path in adapter.magnitudes}
 
 
-def _config(adapter: Adapter, ranks: Mapping[str, int], planned: Plan, heads: list[str]) -> dict[str, Any]:
-    """The configuration: only keys that PEFT has known for long, since older releases refuse to read any other."""
-    meta, largest = adapter.metadata, max(ranks.values())
-    config: dict[str, Any] = {
-        "alpha_pattern": dict(planned.rank_pattern),
+def _common(adapter: Adapter, planned: Plan, heads: list[str]) -> dict[str, Any]:
+    """What every configuration of PEFT has."""
+    meta = adapter.metadata
+    return {
         "auto_mapping": None,
         "base_model_name_or_path": meta.base_model,
-        "bias": "none",
-        "fan_in_fan_out": not meta.fan_in_fan_out.isdisjoint(ranks),
         "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": largest,
-        "lora_dropout": 0.0,
         "modules_to_save": heads or None,
-        "peft_type": "LORA",
-        "r": largest,
-        "rank_pattern": dict(planned.rank_pattern),
         "revision": meta.revision,
         "target_modules": list(planned.target_modules),
         "task_type": meta.task_type,
+    }
+
+
+def _config(adapter: Adapter, ranks: Mapping[str, int], planned: Plan) -> dict[str, Any]:
+    """A LoRA's own keys: only those that PEFT has known for long, since older releases refuse to read any other."""
+    largest = max(ranks.values())
+    config: dict[str, Any] = {
+        "alpha_pattern": dict(planned.rank_pattern),
+        "bias": "none",
+        "fan_in_fan_out": not adapter.metadata.fan_in_fan_out.isdisjoint(ranks),
+        "init_lora_weights": True,
+        "lora_alpha": largest,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": largest,
+        "rank_pattern": dict(planned.rank_pattern),
         "use_rslora": False,
     }
     if adapter.magnitudes:

@@ -14,6 +14,12 @@ from paring.core.entries import Entries
 from paring.core.factors import Factors
 
 
+def directed(total: Float[Tensor, "out in"], magnitude: Float[Tensor, " out"]) -> Float[Tensor, "out in"]:
+    r"""The adapted weight with rows of given lengths, :math:`m_o\,(W + \Delta W)_o / \lVert (W + \Delta W)_o \rVert`."""
+    result: Tensor = total * (magnitude.to(total) / total.norm(dim=1))[:, None]
+    return result
+
+
 @torch.no_grad()
 def row_norms(weight: Float[Tensor, "out in"], update: Factors | Entries | None) -> Float[Tensor, " out"]:
     """The length of each row, in float32 or better.

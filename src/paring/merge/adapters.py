@@ -49,14 +49,17 @@ def merge(adapters: Sequence[Adapter], rule: Rule, *, heads_of: int | None = Non
     if len(adapters) < 2:
         raise SettingError(f"Give at least two adapters to merge, not {len(adapters)}.")
     for adapter in adapters:
-        if adapter.magnitudes or not isinstance(rule, Concatenation):
+        if isinstance(rule, Concatenation):
+            adapter.check_added(f"Merging by {rule.name}")
+        else:
             adapter.check_factors(f"Merging by {rule.name} (sparse entries add up by concatenation)")
     weights = rule.weigh(len(adapters))
     owner = _heads_owner(adapters, heads_of)
     metadata = _metadata(adapters, owner, base_model)
-    modules = {path: [adapter.modules.get(path) for adapter in adapters] for path in _paths(adapters)}
-    for path, found in modules.items():
-        _check_shapes(path, found)
+    held = [adapter.updates for adapter in adapters]
+    for path in _paths(adapters):
+        _check_shapes(path, [updates.get(path) for updates in held])
+    modules = {path: [adapter.modules.get(path) for adapter in adapters] for path in _paths(adapters) if _has_factors(adapters, path)}
     ranks = {path: [0 if one is None else one.live_rank for one in found] for path, found in modules.items()}
     rule.check({path: found for path, found in ranks.items() if any(found)})
     generator = rule.generator()
@@ -80,7 +83,11 @@ def weighted_sum(adapters: Sequence[Adapter], rule: Rule, *, base_model: str | N
 
 
 def _paths(adapters: Sequence[Adapter]) -> list[str]:
-    return sorted({path for adapter in adapters for path in adapter.modules}, key=natural)
+    return sorted({path for adapter in adapters for path in adapter.updates}, key=natural)
+
+
+def _has_factors(adapters: Sequence[Adapter], path: str) -> bool:
+    return any(path in adapter.modules for adapter in adapters)
 
 
 def _merged(found: Sequence[Factors | None], weights: Sequence[float], rule: Rule, generator: torch.Generator) -> Factors:
@@ -106,7 +113,7 @@ def _live(factors: Factors, device: torch.device, precise: torch.dtype) -> Facto
     return live if live.gate is None else replace(live, b=live.b * live.gate, gate=None)
 
 
-def _check_shapes(path: str, found: Sequence[Factors | None]) -> None:
+def _check_shapes(path: str, found: Sequence[Factors | Entries | None]) -> None:
     shapes = [(place, one.in_features, one.out_features) for place, one in enumerate(found) if one is not None]
     for place, *widths in shapes[1:]:
         if widths != list(shapes[0][1:]):
@@ -145,7 +152,7 @@ def _metadata(adapters: Sequence[Adapter], owner: int | None, base_model: str | 
                 )
         base_model = bases[0] if bases else None
     for path in _paths(adapters):
-        if len({path in one.metadata.fan_in_fan_out for one in adapters if path in one.modules}) > 1:
+        if len({path in one.metadata.fan_in_fan_out for one in adapters if path in one.updates}) > 1:
             raise AdapterError(
                 f"The weight of {path!r} is stored transposed (fan_in_fan_out) in one adapter's base model and not in another's, so "
                 "they are of different models. Merge adapters of one base model."

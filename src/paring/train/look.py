@@ -90,6 +90,7 @@ def tally(found: Mapping[str, Slot]) -> Tally:
     gates: dict[torch.device, list[Gated]] = {}
     ranks = live_ranks = live_parameters = 0
     for slot in found.values():
+        live_parameters += 0 if slot.magnitude is None else slot.magnitude.numel()
         if isinstance(slot, Gated):
             gates.setdefault(slot.gate.device, []).append(slot)
             continue

@@ -89,6 +89,7 @@ def modules(model: nn.Module, adapter: str = "default") -> tuple[ModuleRecord, .
                 start_rank=update.rank,
                 live_rank=update.live_rank,
                 entries=update.parameters if isinstance(update, Entries) else 0,
+                magnitudes=0 if slot.magnitude is None else slot.magnitude.numel(),
             )
         )
     return tuple(found)

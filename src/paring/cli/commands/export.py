@@ -50,11 +50,11 @@ def run(options: Options) -> int:
         force=options.force,
         tokenizer=base.tokenizer,
     )
-    live, entries = paring.ranks(model), paring.snapshot(model).entries
-    if entries:
-        say(f"{sum(one.parameters for one in entries.values()):,} sparse entries in {len(entries)} modules")
+    live = paring.snapshot(model)
+    if live.entries:
+        say(f"{sum(one.parameters for one in live.entries.values()):,} sparse entries in {len(live.entries)} modules")
     else:
-        say(f"{sum(live.values())} ranks in {sum(rank > 0 for rank in live.values())} of {len(live)} modules")
+        say(f"{sum(live.ranks.values())} ranks in {sum(rank > 0 for rank in live.ranks.values())} of {len(live.ranks)} modules")
     print(folder)
     return 0
 

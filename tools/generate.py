@@ -25,7 +25,9 @@ HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 
 from paring import method  # noqa: E402
+from paring.cli.run.settings import kind_of  # noqa: E402
 from paring.core.coding import Coded  # noqa: E402
+from paring.train.whole import Whole  # noqa: E402
 from tests.methods.properties import PROPERTIES  # noqa: E402
 from tools.docstrings import to_markdown  # noqa: E402
 
@@ -33,9 +35,10 @@ BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 NOTE = "<!-- Written by `make generate`; change the docstrings in src/paring, not this file. -->\n\n"
 
 
-def own_methods() -> list[type[method.Method]]:
-    """The classes of all methods that lie under `paring/methods`, not those of other installed packages."""
-    return [method.load(name) for name in method.names() if find_spec(f"paring.methods.{name}") is not None]
+def own_methods() -> list[type[method.Method] | type[Whole]]:
+    """The classes of all methods under `paring/methods`, not those of other installed packages, and of those without an adapter."""
+    names = [name for name in method.names() if find_spec(f"paring.methods.{name}") is not None]
+    return [kind_of(name) for name in (*names, *Whole.members)]
 
 
 def table(pages: str) -> str:
@@ -76,7 +79,7 @@ def cell(text: str) -> str:
     )
 
 
-def page(cls: type[method.Method]) -> str:
+def page(cls: type[method.Method] | type[Whole]) -> str:
     """A method's page: its module's docstring, its facts and its settings."""
     about, module = cls.about, cls.__module__
     parts = [
@@ -102,7 +105,8 @@ def page(cls: type[method.Method]) -> str:
     if about.verified:
         proofs = {said: f" (`test_{name}`)" for name, said in PROPERTIES.get(cls.name, {}).items()}
         lines = tuple(said + proofs.get(said, "") for said in about.verified)
-        where = f"Each is a test in `tests/methods/test_{cls.name}.py`.\n\n" if proofs else ""
+        folder = "train" if issubclass(cls, Whole) else "methods"
+        where = f"Each is a test in `tests/{folder}/test_{cls.name}.py`.\n\n" if proofs else ""
         parts.append(f"## Proved beyond the contract tests\n\n{where}" + bullets(lines))
     return "\n\n".join(parts) + "\n"
 
@@ -191,8 +195,8 @@ def wanted(root: Path) -> Mapping[Path, str]:
     """Every derived file with the text that it should hold."""
     pages = {root / "docs/methods" / f"{cls.name}.md": page(cls) for cls in own_methods()}
     index = (
-        NOTE
-        + "# Methods\n\nOne published method is one file under `paring/methods`. Every one passes the same contract tests.\n\n"
+        NOTE + "# Methods\n\nOne published method is one file under `paring/methods`. Every one passes the same contract tests. The last, "
+        "LISA, trains the model's own weights, without an adapter.\n\n"
         + table("")
         + "\n## Proved properties\n\nWhat makes each method this one and no other; a property without its test fails the suite. "
         "Those of LoRA, SoRA and the spectral cut are on their pages.\n\n" + proved()

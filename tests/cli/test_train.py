@@ -119,7 +119,7 @@ def test_early_stopping_exports_the_best_checkpoint(
     # So little changes no prediction, so the second evaluation is the last.
     done = record(tmp_path / "out")
     assert done.history[-1].step == 8
-    assert "the run ended at step 8; the adapter is that of step 4, the best by accuracy" in capsys.readouterr().err
+    assert "the run ended at step 8; what is saved is that of step 4, the best by accuracy" in capsys.readouterr().err
     assert done.settings["exported_step"] == 4
     losses = {point.step: point.values["eval_loss"] for point in done.history if "eval_loss" in point.values}
     assert done.metrics["loss"] == losses[4] != losses[8]

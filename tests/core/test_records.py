@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from paring.core.errors import DataError
-from paring.core.records import ModuleRecord, Point, RunRecord
+from paring.core.records import ModuleRecord, Point, RunRecord, WholeRecord
 
 RECORD = RunRecord(
     title="tiny",
@@ -45,6 +45,12 @@ def test_round_trip() -> None:
     assert RunRecord.from_json(text).to_json() == text
     assert text.endswith("}\n")
     assert list(json.loads(text)) == sorted(json.loads(text))
+
+
+def test_what_was_trained_of_a_model_is_read_back() -> None:
+    whole = WholeRecord(parameters=9, at_once=5, steps=4, blocks={"layer.0": 4, "layer.1": 0})
+    record = replace(RECORD, whole=whole)
+    assert RunRecord.from_json(record.to_json()) == record
 
 
 def test_a_loss_that_is_not_finite_survives() -> None:

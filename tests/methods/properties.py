@@ -1,6 +1,7 @@
 """The properties that make each method this one and no other, and the tests that prove them.
 
-A method's tests are in ``tests/methods/test_<method>.py``, one function ``test_<property>`` for each. What a property says stands in the
+A method's tests are in ``tests/methods/test_<method>.py``, those of a way to train a model's own weights in
+``tests/train/test_<name>.py``, one function ``test_<property>`` for each. What a property says stands in the
 method's ``About.verified``, word for word; the docs print both.
 """
 
@@ -47,6 +48,13 @@ PROPERTIES: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "without_a_penalty_it_is_lora": "without a penalty it is LoRA, bit for bit",
             "bounded_loss": "the loss to forget has no gradient once the cross-entropy has reached its bound",
             "prototype": "the divergence from a prototype is zero where the output is the prototype",
+        },
+        "lisa": {
+            "so_many_blocks": "so many blocks train, and they change at multiples of the interval only",
+            "frozen_stays": "what is frozen stays to the bit, and all else moves at every step",
+            "equally_often": "every block is drawn equally often, and so is every pair",
+            "state_of_what_trains": "the optimizer holds the state of what trains, and moments begin again",
+            "resume": "a run that goes on at any step ends with the same bits",
         },
         "lora_fa": {
             "a_never_moves": "A never moves, and B's gradient is LoRA's",

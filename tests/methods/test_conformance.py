@@ -8,6 +8,8 @@ import json
 import pytest
 
 from paring import method as methods
+from paring.cli.run.settings import kind_of
+from paring.train.whole import Whole
 from tests.methods.golden import FOLDER, record
 from tests.methods.properties import PROPERTIES
 
@@ -17,17 +19,18 @@ FIRST = {"lora", "sora", "spectral"}
 
 @pytest.mark.parametrize(("method", "name"), [(method, name) for method, names in PROPERTIES.items() for name in names])
 def test_a_property_has_its_test(method: str, name: str) -> None:
-    module = importlib.import_module(f"tests.methods.test_{method}")
+    folder = "train" if method in Whole.members else "methods"
+    module = importlib.import_module(f"tests.{folder}.test_{method}")
     test = vars(module).get(f"test_{name}")
-    assert callable(test), f"tests/methods/test_{method}.py has no test_{name}: {PROPERTIES[method][name]}"
+    assert callable(test), f"tests/{folder}/test_{method}.py has no test_{name}: {PROPERTIES[method][name]}"
     marks = {mark.name for mark in vars(test).get("pytestmark", ())}
     assert not marks & {"skip", "skipif", "xfail"}, f"test_{name} of {method} proves nothing: it is marked {marks}"
 
 
-@pytest.mark.parametrize("method", sorted(set(methods._own()) - FIRST))
+@pytest.mark.parametrize("method", sorted({*methods._own(), *Whole.members} - FIRST))
 def test_what_a_method_says_is_the_table(method: str) -> None:
     assert method in PROPERTIES, f"method {method!r} has no properties in tests/methods/properties.py"
-    assert tuple(PROPERTIES[method].values()) == methods.load(method).about.verified
+    assert tuple(PROPERTIES[method].values()) == kind_of(method).about.verified
 
 
 @pytest.mark.parametrize("method", methods._own())

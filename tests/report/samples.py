@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
-from paring.core.records import ModuleRecord, Point, RunRecord
+from paring.core.records import ModuleRecord, Point, RunRecord, WholeRecord
 from paring.report import render, render_many
 
 BERT = (
@@ -127,6 +127,25 @@ def lora() -> RunRecord:
     )
 
 
+def blocks() -> RunRecord:
+    """A run that trained the model's own weights."""
+    return run(
+        title="LISA on tweets",
+        method={"name": "lisa", "version": 1, "layers": 2, "interval": 20},
+        modules=(),
+        history=tuple(Point(step=step, values={"loss": 1 / step}) for step in range(10, 110, 10)),
+        head_parameters=0,
+        files={"config.json": 900, "model.safetensors": 90_874_112},
+        start_bytes=None,
+        whole=WholeRecord(
+            parameters=20_000_000,
+            at_once=15_617_670,
+            steps=100,
+            blocks={f"encoder.layer.{index}": steps for index, steps in enumerate((60, 40, 0, 20, 40, 40))},
+        ),
+    )
+
+
 EVIL = "<script>alert(1)</script>\"' onload=x &amp; $x^2$ </style></title><b>"
 
 
@@ -154,6 +173,7 @@ def evil() -> RunRecord:
 RECORDS = {
     "usual": run,
     "evil": evil,
+    "blocks": blocks,
     "nothing": lambda: run(
         history=(),
         modules=(),

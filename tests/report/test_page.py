@@ -96,6 +96,22 @@ def test_the_headline_numbers_come_first() -> None:
     assert order == sorted(order)
 
 
+def test_a_run_without_an_adapter_tells_of_blocks_and_not_of_ranks() -> None:
+    text = Page(page("blocks")).text
+    for said in (
+        "Which blocks were trained",
+        "Blocks trained",
+        "5 of 6",
+        "each for 40 of 100 steps on the mean",
+        "at most 15.62 M at a time",
+    ):
+        assert said in text, said
+    assert "ranks" not in text.lower()
+    assert "Adapter" not in text
+    table = text[text.index("Blocks (6)") :]
+    assert re.search(r"encoder\.layer\.0\s*60\s*60%", table), table[:300]
+
+
 def test_every_logged_value_is_in_the_table() -> None:
     html = page("usual")
     table = re.search(r'<table id="run-history">.*?</table>', html, re.DOTALL)

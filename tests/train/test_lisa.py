@@ -113,7 +113,7 @@ def same(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(("layers", "interval"), [(1, 1), (2, 3), (3, 4), (5, 2)])
-def test_so_many_blocks_train_and_change_at_multiples_of_the_interval_only(layers: int, interval: int) -> None:
+def test_so_many_blocks(layers: int, interval: int) -> None:
     model = net()
     settings = LISA(layers=layers, interval=interval, seed=3)
     optimizer = adamw(model)
@@ -125,7 +125,7 @@ def test_so_many_blocks_train_and_change_at_multiples_of_the_interval_only(layer
         assert sampler.step == step
 
 
-def test_what_is_frozen_stays_to_the_bit_and_all_else_moves_at_every_step() -> None:
+def test_frozen_stays() -> None:
     model = net()
     optimizer = adamw(model)
     LISA(layers=2, interval=3).start(model, optimizer)
@@ -158,7 +158,7 @@ def test_embeddings_stand_still_if_asked() -> None:
     assert model.embed.weight.requires_grad
 
 
-def test_every_block_is_drawn_equally_often_and_every_pair() -> None:
+def test_equally_often() -> None:
     settings, periods = LISA(layers=2, seed=0), 4000
     draws = [settings.drawn(period, BLOCKS) for period in range(periods)]
     single = Counter(index for draw in draws for index in draw)
@@ -187,7 +187,7 @@ def held(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
     return {name for name, parameter in model.named_parameters() if optimizer.state.get(parameter)}
 
 
-def test_the_optimizer_holds_the_state_of_what_trains_and_moments_begin_again() -> None:
+def test_state_of_what_trains() -> None:
     model = net()
     optimizer = adamw(model)
     sampler = LISA(layers=2, interval=3).start(model, optimizer)
@@ -225,7 +225,7 @@ def test_kept_state_is_that_of_the_released_code() -> None:
 
 @pytest.mark.parametrize("keep_state", [False, True])
 @pytest.mark.parametrize("cut", [4, 6, 7], ids=lambda cut: f"after {cut}")
-def test_a_run_that_goes_on_is_the_same_run(cut: int, keep_state: bool) -> None:
+def test_resume(cut: int, keep_state: bool) -> None:
     settings = LISA(layers=2, interval=3, seed=1, keep_state=keep_state)
     whole = net()
     optimizer = adamw(whole)

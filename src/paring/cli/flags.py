@@ -95,13 +95,16 @@ def _add_flag(parser: Any, name: str, hint: Any, default: Any, metadata: Mapping
         else:
             parser.add_argument(name, nargs="?", type=hint, default=default, help=help)
     elif hint is bool:
-        # Both `--bf16` and, as in a YAML file, `--bf16 true`; `--no_bf16` undoes what a file says.
-        spelling = {"nargs": "?"} if worded else {}
-        parser.add_argument(f"--{name}", action=ActionYesNo(yes_prefix="", no_prefix="no_"), default=default, help=help, **spelling)
+        parser.add_argument(f"--{name}", default=default, help=help, **yes_or_no(worded))
     elif default is dataclasses.MISSING:
         parser.add_argument(f"--{name}", type=hint, required=True, help=help)
     else:
         parser.add_argument(f"--{name}", type=hint, default=default, help=help)
+
+
+def yes_or_no(worded: bool) -> dict[str, Any]:
+    """How a switch is spelled: both ``--bf16`` and, as in a YAML file, ``--bf16 true``; ``--no_bf16`` undoes what a file says."""
+    return {"action": ActionYesNo(yes_prefix="", no_prefix="no_"), **({"nargs": "?"} if worded else {})}
 
 
 def default_of(item: dataclasses.Field[Any]) -> Any:

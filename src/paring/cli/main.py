@@ -159,13 +159,15 @@ def _reworded(text: str, known: Sequence[str], words: Sequence[str]) -> str:
 def _owners(flag: str) -> list[str]:
     """The methods that have a setting of this flag."""
     from paring.cli.commands.train import TAKEN
-    from paring.method import load, names
+    from paring.cli.run.settings import kind_of
+    from paring.method import names
+    from paring.train.whole import Whole
 
     owners = []
-    for name in names():
+    for name in (*names(), *Whole.members):
         # A method of another package that cannot be loaded has no part in this.
         with suppress(ParingError, ImportError):
-            settings = [item.name for item in dataclasses.fields(load(name)) if not item.metadata.get("transient")]
+            settings = [item.name for item in dataclasses.fields(kind_of(name)) if not item.metadata.get("transient")]
             if flag in (flag_name(name, setting, TAKEN) for setting in settings):
                 owners.append(name)
     return owners

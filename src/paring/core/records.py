@@ -109,12 +109,29 @@ class PathRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeRecord:
+    """What was trained of a model's own weights.
+
+    Attributes:
+        parameters: entries that were trained at some time.
+        at_once: the most that were trained at one step.
+        steps: optimizer steps of the training.
+        blocks: of each block, by its path, the steps that it was trained for.
+    """
+
+    parameters: int
+    at_once: int
+    steps: int
+    blocks: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a report shows and that a repetition needs.
 
     Attributes:
         title: a short name of the run.
-        method: the encoded method, ``{"name", "version", ...}``.
+        method: the encoded method, or way to train the model's own weights, ``{"name", "version", ...}``.
         base_model: folder or hub id of the frozen model.
         command: the command line that repeats the run.
         started: ISO 8601 time, UTC.
@@ -133,6 +150,7 @@ class RunRecord:
         base_parameters: entries of the frozen base model, if known.
         start_bytes: size that the adapter file would have with every rank of the start, in the same data type, if known.
         path: the stages that led to the adapter, where there was more than one.
+        whole: what was trained of the model's own weights, where there is no adapter.
     """
 
     title: str
@@ -154,6 +172,7 @@ class RunRecord:
     base_parameters: int | None = None
     start_bytes: int | None = None
     path: PathRecord | None = None
+    whole: WholeRecord | None = None
 
     @property
     def entries(self) -> int:
@@ -207,6 +226,8 @@ class RunRecord:
             if data.get("path") is not None:
                 stages = tuple(StageRecord(**stage) for stage in data["path"]["stages"])
                 data["path"] = PathRecord(**{**data["path"], "stages": stages})
+            if data.get("whole") is not None:
+                data["whole"] = WholeRecord(**data["whole"])
             return cls(**data)
         except (KeyError, TypeError) as error:
             raise DataError(f"The run record is incomplete: {error}.") from error

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from paring.core.errors import DataError
-from paring.core.records import RunRecord
+from paring.core.records import RunRecord, WholeRecord
 from paring.report import tables
 from paring.report.charts import MOST_CHARTS, charts, charts_of_many, frontier
 from paring.report.curves import Drawn, draw
@@ -73,6 +73,7 @@ class Run:
         kinds, modules, sizes: tables that every run has.
         files, metrics: tables; ``None`` if there are none.
         settings, environment: tables of all that is needed to repeat the run.
+        blocks: the blocks of a model whose own weights were trained; ``None`` for an adapter.
         stages, frontier: the stages of a path, and their metric against their size; ``None`` for a run that had none.
     """
 
@@ -92,6 +93,7 @@ class Run:
     metrics: Table | None
     settings: tuple[Table, ...]
     environment: tuple[Table, ...]
+    blocks: Table | None = None
     stages: Table | None = None
     frontier: Drawn | None = None
 
@@ -179,6 +181,7 @@ def _run(record: RunRecord, label: str, key: str) -> Run:
         metrics=tables.metrics_table(record, f"{key}-metrics") if record.metrics else None,
         settings=tuple(table for table in settings if table is not None),
         environment=tuple(table for table in environment if table is not None),
+        blocks=tables.blocks_table(record, f"{key}-blocks"),
         stages=tables.stages_table(record, f"{key}-stages"),
         frontier=None if chart is None else draw(chart, f"{key}-frontier"),
     )
@@ -210,6 +213,9 @@ def _headlines(record: RunRecord) -> tuple[Headline, ...]:
             after=f"of {count(places)}",
             detail=f"{share(record.entries, places)} of the weights of {count(len(record.modules))} modules",
         )
+    written = tables.adapter_file(record)
+    if record.whole is not None:
+        return metric, *_whole(record.whole, record.base_parameters), _file("Model file", written, None)
     heads = f", and {count(record.head_parameters)} in heads" if record.head_parameters else ""
     parameters = Headline(
         label="Adapter parameters",
@@ -217,14 +223,33 @@ def _headlines(record: RunRecord) -> tuple[Headline, ...]:
         value=brief_count(record.parameters),
         detail=change(record.start_parameters, record.parameters) + heads,
     )
-    written = tables.adapter_file(record)
-    file = Headline(
-        label="Adapter file",
-        before=size(record.start_bytes) if written and record.start_bytes and record.start_bytes != written[1] else "",
+    return metric, ranks, parameters, _file("Adapter file", written, record.start_bytes)
+
+
+def _whole(whole: WholeRecord, total: int | None) -> tuple[Headline, Headline]:
+    """What was trained of a model's own weights."""
+    drawn = sum(steps > 0 for steps in whole.blocks.values())
+    blocks = Headline(
+        label="Blocks trained",
+        value=count(drawn),
+        after=f"of {count(len(whole.blocks))}",
+        detail=f"each for {count(round(sum(whole.blocks.values()) / max(drawn, 1)))} of {count(whole.steps)} steps on the mean",
+    )
+    parameters = Headline(
+        label="Parameters trained",
+        value=brief_count(whole.parameters),
+        detail=f"at most {brief_count(whole.at_once)} at a time" + (f", of {brief_count(total)}" if total else ""),
+    )
+    return blocks, parameters
+
+
+def _file(label: str, written: tuple[str, int] | None, before: int | None) -> Headline:
+    return Headline(
+        label=label,
+        before=size(before) if written and before and before != written[1] else "",
         value=size(written[1]) if written else NOTHING,
         detail=written[0] if written else "nothing was exported",
     )
-    return metric, ranks, parameters, file
 
 
 def _notices(record: RunRecord) -> tuple[str, ...]:

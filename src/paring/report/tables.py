@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paring.core.records import ModuleRecord, RunRecord
+from paring.core.records import ModuleRecord, RunRecord, WholeRecord
 from paring.report.places import in_order, place
 from paring.report.series import BOOKKEEPING, keys, merged, thin
 from paring.report.words import (
@@ -121,6 +121,16 @@ def _entries_table(record: RunRecord, key: str) -> Table:
     return Table(key=key, caption=f"Adapted modules ({count(len(rows))})", columns=columns, rows=rows, tall=len(rows) > 24)
 
 
+def blocks_table(record: RunRecord, key: str) -> Table | None:
+    """For how many steps each block of the model's own weights was trained; ``None`` for an adapter."""
+    whole = record.whole
+    if whole is None:
+        return None
+    rows = tuple((Cell(text=path, code=True), _cell(count(steps)), _bar(steps, whole.steps)) for path, steps in whole.blocks.items())
+    columns = (("Block", False), ("Steps", True), ("Of all steps", True))
+    return Table(key=key, caption=f"Blocks ({count(len(rows))})", columns=columns, rows=rows, tall=len(rows) > 24)
+
+
 def stages_table(record: RunRecord, key: str) -> Table | None:
     """The stages of a path; ``None`` for a run that had none."""
     path = record.path
@@ -161,6 +171,8 @@ def stages_table(record: RunRecord, key: str) -> Table | None:
 
 def sizes_table(record: RunRecord, key: str) -> Table:
     """Parameters and adapter file at the start and at the end."""
+    if record.whole is not None:
+        return _whole_sizes(record, record.whole, key)
     start, end, heads = record.start_parameters, record.parameters, record.head_parameters
     rows = [("Adapter parameters", count(start), count(end), change(start, end))]
     if not record.entries:
@@ -187,8 +199,18 @@ def sizes_table(record: RunRecord, key: str) -> Table:
     return Table(key=key, caption="Sizes before and after", columns=columns, rows=tuple(tuple(map(_cell, row)) for row in rows))
 
 
+def _whole_sizes(record: RunRecord, whole: WholeRecord, key: str) -> Table:
+    rows = [("Trained at some time", count(whole.parameters)), ("At most trained at a time", count(whole.at_once))]
+    if record.base_parameters:
+        rows.append(("Of the model", count(record.base_parameters)))
+    written = adapter_file(record)
+    if written is not None:
+        rows.append(("Model file", size(written[1])))
+    return Table(key=key, caption="Sizes", columns=(("", False), ("Parameters", True)), rows=tuple(tuple(map(_cell, row)) for row in rows))
+
+
 def adapter_file(record: RunRecord) -> tuple[str, int] | None:
-    """The file that holds the adapter: the largest safetensors file of the export, if there is one."""
+    """The file that holds the adapter, or the model: the largest safetensors file of the export, if there is one."""
     weights = {name: value for name, value in record.files.items() if name.endswith(".safetensors")}
     return max(weights.items(), key=lambda item: (item[1], item[0])) if weights else None
 
@@ -250,9 +272,9 @@ def results_table(records: Sequence[RunRecord], labels: Sequence[str], key: str)
             (
                 Cell(text=label),
                 *(_cell(number(record.metrics[name]) if name in record.metrics else NOTHING) for name in names),
-                _cell(f"{count(record.live_ranks)} of {count(record.start_ranks)}"),
-                _cell(count(record.parameters)),
-                _bar(record.parameters, record.start_parameters),
+                _cell(NOTHING if record.whole else f"{count(record.live_ranks)} of {count(record.start_ranks)}"),
+                _cell(count(record.whole.parameters if record.whole else record.parameters)),
+                Cell(text=NOTHING) if record.whole else _bar(record.parameters, record.start_parameters),
                 _cell(size(written[1]) if written else NOTHING),
                 _cell(duration(record.seconds)),
             )

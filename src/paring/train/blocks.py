@@ -104,6 +104,12 @@ def outside(model: nn.Module, path: str) -> list[tuple[nn.Module, nn.Parameter]]
     ]
 
 
+def own(model: nn.Module, path: str, blocks: Blocks) -> list[list[nn.Parameter]]:
+    """The trainable parameters of each block; what is tied to something outside of the blocks is no block's own."""
+    others = {id(parameter) for _, parameter in outside(model, path)}
+    return [[item for item in block.parameters() if item.requires_grad and id(item) not in others] for block in blocks]
+
+
 def embeddings(model: nn.Module, path: str) -> Iterator[nn.Parameter]:
     """The trainable weights of the embeddings outside of the blocks."""
     for module, parameter in outside(model, path):

@@ -121,7 +121,7 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if logs is None or "loss" not in logs or not self._slots:
             return
         if not math.isfinite(float(logs["loss"])):
-            raise StepError(_diverged(f"the loss is {logs['loss']}", state.global_step))
+            raise StepError(guards.diverged(f"the loss is {logs['loss']}", state.global_step))
         values = tally(self._slots).values()
         logs.update(values)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
@@ -131,11 +131,4 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         # Trainer leaves a non-finite loss out of what it logs, so the weights are what tells.
         if not is_finite(self._slots.values()):
             broken = [path for path, slot in self._slots.items() if not is_finite([slot])]
-            raise StepError(_diverged(f"the adapter holds NaN or infinity in {len(broken)} modules (first: {broken[0]!r})", step))
-
-
-def _diverged(what: str, step: int) -> str:
-    return (
-        f"Training diverged: at step {step} {what}. Nothing was saved since. Lower the learning rate, clip gradients (max_grad_norm), "
-        "look for empty or broken examples, or train in bf16 or float32 where this was fp16."
-    )
+            raise StepError(guards.diverged(f"the adapter holds NaN or infinity in {len(broken)} modules (first: {broken[0]!r})", step))

@@ -18,4 +18,5 @@ def complete(checkpoint: Path) -> bool:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (checkpoint / "adapter_model.safetensors").is_file() and (checkpoint / "optimizer.pt").is_file()
+    weights = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+    return any((checkpoint / name).is_file() for name in weights) and (checkpoint / "optimizer.pt").is_file()

@@ -132,3 +132,11 @@ def missed(found: dict[str, Gated]) -> list[str]:
 def was_skipped(optimizer: Any) -> bool:
     """Whether the last step was left out because fp16 gradients overflowed."""
     return isinstance(optimizer, AcceleratedOptimizer) and bool(optimizer.step_was_skipped)
+
+
+def diverged(what: str, step: int) -> str:
+    """What to do about a training that has left the finite numbers."""
+    return (
+        f"Training diverged: at step {step} {what}. Nothing was saved since. Lower the learning rate, clip gradients (max_grad_norm), "
+        "look for empty or broken examples, or train in bf16 or float32 where this was fp16."
+    )

@@ -12,9 +12,11 @@ the period's number, so a run that goes on draws the same blocks and only the st
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -24,13 +26,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from paring.core.coding import positive_int
 from paring.core.errors import SettingError, StepError
+from paring.core.records import WholeRecord
+from paring.method import About
 from paring.parts.update.closure import once_gradients_are_there
-from paring.train.blocks import embeddings, find_blocks, outside, refuse
-from paring.train.guards import bare
+from paring.train.blocks import embeddings, find_blocks, own, refuse
+from paring.train.guards import bare, diverged
+from paring.train.whole import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
-class LISA:
+class LISA(Whole):
     """How blocks are drawn.
 
     Attributes:
@@ -46,6 +51,27 @@ class LISA:
     Raises:
         SettingError: a value is out of range.
     """
+
+    name: ClassVar[str] = "lisa"
+    about: ClassVar[About] = About(
+        title="Layerwise importance sampled AdamW",
+        paper="arXiv 2403.17919",
+        kind="full training",
+        parameters="its own weights, while its block is drawn",
+        export="a whole model; `paring extract` cuts a LoRA out of it",
+        deviations=(
+            "LMFlow keeps the optimizer's state of blocks that it freezes again; here it is dropped, and `keep_state=True` keeps it.",
+            "LMFlow draws from a generator of the whole process; here a period's draw follows from the seed and its number.",
+        ),
+        verified=(
+            "so many blocks train, and they change at multiples of the interval only",
+            "what is frozen stays to the bit, and all else moves at every step",
+            "every block is drawn equally often, and so is every pair",
+            "the optimizer holds the state of what trains, and moments begin again",
+            "a run that goes on at any step ends with the same bits",
+        ),
+        recipe="sampler = LISA(layers=2, interval=20).start(model, optimizer)",
+    )
 
     layers: int = 2
     interval: int = 20
@@ -71,6 +97,35 @@ class LISA:
         digest = hashlib.sha256(f"LISA {self.seed} {period}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         return tuple(sorted(torch.randperm(count, generator=generator)[: self.layers].tolist()))
+
+    def callback(self) -> LISACallback:
+        """What does it in a ``transformers.Trainer``."""
+        return LISACallback(self)
+
+    def trained(self, model: nn.Module, steps: int) -> WholeRecord:
+        """What a training of so many optimizer steps has trained.
+
+        Raises:
+            SettingError: there are fewer blocks than are to train.
+            TargetError: the blocks cannot be told.
+        """
+        path, blocks = find_blocks(model, self.path)
+        sizes = [sum(parameter.numel() for parameter in block) for block in own(model, path, blocks)]
+        still = {id(parameter) for parameter in embeddings(model, path)} if not self.train_embeddings else set()
+        always = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) not in still) - sum(sizes)
+        counts: Counter[int] = Counter()
+        most = 0
+        for first in range(0, steps, self.interval):
+            drawn = self.drawn(first // self.interval, len(sizes))
+            most = max(most, sum(sizes[index] for index in drawn))
+            for index in drawn:
+                counts[index] += min(self.interval, steps - first)
+        return WholeRecord(
+            parameters=always + sum(sizes[index] for index in counts),
+            at_once=always + most,
+            steps=steps,
+            blocks={f"{path}.{index}": counts[index] for index in range(len(sizes))},
+        )
 
     def start(self, model: nn.Module, optimizer: Any, *, step: int = 0, follow: bool = True) -> LayerSampler:
         """Freeze all blocks but those of the period that a step lies in, and go on so after each of the optimizer's steps.
@@ -108,9 +163,7 @@ class LayerSampler:
         self.settings, self.step = settings, step
         self.path, blocks = find_blocks(model, settings.path)
         self._optimizer = _optimizer(optimizer)
-        others = {id(parameter) for _, parameter in outside(model, self.path)}
-        # What is tied to something outside of the blocks is no block's own.
-        self._blocks = [[p for p in block.parameters() if p.requires_grad and id(p) not in others] for block in blocks]
+        self._blocks = own(model, self.path, blocks)
         self._still = [] if settings.train_embeddings else list(embeddings(model, self.path))
         self.active = settings.drawn(step // settings.interval, len(self._blocks))
         self._check(model)
@@ -215,7 +268,7 @@ class LISACallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         settings: how blocks are drawn.
 
     Raises:
-        StepError: as :meth:`LISA.start`, when training begins.
+        StepError: as :meth:`LISA.start`, when training begins; or the logged loss is not finite.
     """
 
     def __init__(self, settings: LISA) -> None:
@@ -235,6 +288,13 @@ class LISACallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Draw again where a period has ended."""
         assert self.sampler is not None
         self.sampler.go_to(state.global_step)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Stop a training that has diverged."""
+        if self.sampler is not None and not math.isfinite(float((logs or {}).get("loss", 0.0))):
+            raise StepError(diverged(f"the loss is {(logs or {})['loss']}", state.global_step))
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the model as it was given, but for its values."""

@@ -20,6 +20,7 @@ from paring.attach.find import config_of, method_of, slots
 from paring.core.entries import Entries
 from paring.core.records import ModuleRecord, Point, RunRecord
 from paring.train.look import outside
+from paring.train.whole import Whole
 
 PACKAGES = ("paring", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "datasets", "trl", "bitsandbytes")
 
@@ -161,6 +162,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc, unused-ignore]
         main_metric: str | None = None,
         start_bytes: int | None = None,
         adapter: str = "default",
+        whole: Whole | None = None,
     ) -> RunRecord:
         """The run as a frozen value.
 
@@ -176,14 +178,17 @@ class Recorder(TrainerCallback):  # type: ignore[misc, unused-ignore]
             main_metric: the key of ``metrics`` to look at first.
             start_bytes: size that the adapter file would have with every rank of the start.
             adapter: which adapter.
+            whole: how the model's own weights were trained, where there is no adapter.
 
         Raises:
             TargetError: no such adapter.
         """
+        if base_model is None and whole is None:
+            base_model = config_of(model, adapter).base_model_name_or_path
         return RunRecord(
             title=title,
-            method=method_of(model, adapter).encode(),
-            base_model=base_model if base_model is not None else config_of(model, adapter).base_model_name_or_path,
+            method=(method_of(model, adapter) if whole is None else whole).encode(),
+            base_model=base_model,
             command=command,
             started=self._started.isoformat(timespec="seconds"),
             seconds=self.seconds,
@@ -192,11 +197,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc, unused-ignore]
             versions=versions(),
             machine=machine(),
             history=self.history,
-            modules=modules(model, adapter),
+            modules=modules(model, adapter) if whole is None else (),
             metrics=dict(metrics or {}),
-            head_parameters=head_parameters(model),
+            head_parameters=head_parameters(model) if whole is None else 0,
             files=dict(files or {}),
             main_metric=main_metric,
-            base_parameters=base_parameters(model),
+            base_parameters=base_parameters(model) if whole is None else sum(parameter.numel() for parameter in model.parameters()),
             start_bytes=start_bytes,
+            whole=None if whole is None else whole.trained(model, 0 if self._state is None else self._state.global_step),
         )

@@ -1,4 +1,4 @@
-"""``paring eval``: the metrics of an exported adapter on a data set."""
+"""``paring eval``: the metrics of an exported adapter, or of a whole model, on a data set."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from paring.core.errors import DataError, near
 
 if TYPE_CHECKING:
     from paring.cli.data.task import Task
-    from paring.cli.run.loaded import Trained
+    from paring.cli.run.loaded import Ready
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of ``paring eval``."""
 
-    adapter: str = option("folder or hub id of the exported adapter", positional=True)
+    adapter: str = option("folder or hub id of an exported adapter, or folder of a whole model", positional=True)
     dataset_name: str = option("a file, a folder with data files, or a hub id", positional=True)
     dataset_config: str | None = option("configuration of a hub data set", default=None)
     dataset_test_split: str | None = option("the split; by default validation, dev or test if there is one, else train", default=None)
@@ -42,14 +42,14 @@ def run(options: Options) -> int:
     from paring.cli.data.read import ROW, held_out_split, read
     from paring.cli.data.task import columns_for
     from paring.cli.run.arguments import length_limit
-    from paring.cli.run.loaded import load_trained
+    from paring.cli.run.loaded import load_any
     from paring.cli.run.outputs import check_chat, check_counts, language_scores, logits
 
     calm_libraries()
     check_counts(max_length=options.max_length, batch_size=options.batch_size)
     split = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config) or "train"
     rows = read(options.dataset_name, split, options.dataset_config, listed(options.text_columns))
-    trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
+    trained = load_any(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
     names = [name for name in rows.column_names if name != ROW]
     if trained.kind != "causal-lm" and options.label_column is None:
         _check_labelled(names, trained)
@@ -71,7 +71,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _check_labelled(columns: Sequence[str], trained: Trained) -> None:
+def _check_labelled(columns: Sequence[str], trained: Ready) -> None:
     """Refuse data in which no column can be the label; the sentence of training names a flag that is not there when evaluating.
 
     Raises:
@@ -106,4 +106,4 @@ def _check_known(task: Task, cells: Sequence[Any], rows: Sequence[int]) -> None:
         )
 
 
-COMMAND = simple("eval", "score an exported adapter on a data set", Options, run)
+COMMAND = simple("eval", "score an exported adapter or a whole model on a data set", Options, run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +25,9 @@ def run(options: Options) -> int:
     import paring.api
     from paring.cli.console import calm_libraries
     from paring.cli.run.loaded import load_trained
+    from paring.cli.run.models import fill
     from paring.cli.run.output import check_target
-    from paring.exchange.folder import replacing, store
-    from paring.exchange.layout import SIDE
+    from paring.exchange.folder import replacing
 
     calm_libraries()
     folder = Path(options.output_dir)
@@ -38,11 +37,7 @@ def run(options: Options) -> int:
         trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype, device="cpu")
         fused = paring.api.fuse(trained.model, trained.adapter)
         assert fused is trained.model
-        trained.model.save_pretrained(fresh)
-        trained.tokenizer.save_pretrained(fresh)
-        # What is listed here, and nothing else, may be overwritten.
-        files = sorted([SIDE, *(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())])
-        store(fresh / SIDE, (json.dumps({"fused": options.adapter, "files": files}, indent=2) + "\n").encode())
+        fill(fresh, trained.model, trained.tokenizer, {"fused": options.adapter})
     print(options.output_dir)
     return 0
 

@@ -11,6 +11,7 @@ from paring.cli.flags import option, simple
 
 if TYPE_CHECKING:
     from paring.method import Method
+    from paring.train.whole import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,13 @@ def run(options: Options) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from paring.method import load, names
+    from paring.cli.run.settings import kind_of
+    from paring.method import names
+    from paring.train.whole import Whole
 
     if options.method is not None:
-        return _one(load(options.method), as_json=options.json)
-    rows = [(name, load(name).about) for name in names()]
+        return _one(kind_of(options.method), as_json=options.json)
+    rows = [(name, kind_of(name).about) for name in (*names(), *Whole.members)]
     if options.json:
         keys = ("title", "kind", "paper", "parameters", "export")
         print(json.dumps([{"name": name, **{key: vars(about)[key] for key in keys}} for name, about in rows], indent=2))
@@ -42,7 +45,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def _one(method: type[Method], *, as_json: bool) -> int:
+def _one(method: type[Method] | type[Whole], *, as_json: bool) -> int:
     """Print all that is known of a method."""
     import inspect
 

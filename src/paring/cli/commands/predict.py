@@ -14,14 +14,14 @@ from paring.cli.run.options import DType
 from paring.core.errors import DataError, SettingError
 
 if TYPE_CHECKING:
-    from paring.cli.run.loaded import Trained
+    from paring.cli.run.loaded import Ready
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of ``paring predict``."""
 
-    adapter: str = option("folder or hub id of the exported adapter", positional=True)
+    adapter: str = option("folder or hub id of an exported adapter, or folder of a whole model", positional=True)
     texts: list[str] = option("texts; without any, and without --file, the lines of stdin. A tab parts a pair", positional=True, many=True)
     file: str | None = option("a .txt file with a text a line, or a .tsv, .csv, .jsonl, .parquet file with --text_columns", default=None)
     text_columns: str | list[str] = option("the column with the text, or two for a pair", default="text")
@@ -41,13 +41,13 @@ def run(options: Options) -> int:
     texts = _texts(options)
     if not texts:
         raise DataError("There are no texts to predict; give them as words on the command line, with --file, or on stdin, one a line.")
-    from paring.cli.run.loaded import load_trained
+    from paring.cli.run.loaded import load_any
     from paring.cli.run.outputs import check_counts
 
     check_counts(max_length=options.max_length, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
     if options.chat:
         _check_chat(options)
-    trained = load_trained(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
+    trained = load_any(options.adapter, base=options.model_name_or_path, dtype=options.dtype)
     for line in _lines(trained, texts, options):
         print(json.dumps(line, ensure_ascii=False), flush=True)
     return 0
@@ -63,13 +63,19 @@ def _check_chat(options: Options) -> None:
     from paring.cli.run.base import load_tokenizer
     from paring.cli.run.output import check_exported
     from paring.cli.run.outputs import check_chat
+    from paring.cli.run.pair import class_of, is_model, read_config
 
-    check_exported(options.adapter)
-    metadata = paring.read(options.adapter).metadata
-    if metadata.task_type == "SEQ_CLS":
+    base: str | None = options.adapter
+    if is_model(options.adapter):
+        _, task_type = class_of(read_config(options.adapter), options.adapter)
+    else:
+        check_exported(options.adapter)
+        metadata = paring.read(options.adapter).metadata
+        task_type, base = metadata.task_type, metadata.base_model
+    if task_type == "SEQ_CLS":
         raise SettingError(f"--chat is for language models, and {options.adapter!r} has a head that labels or scores texts; leave it out.")
     own = (Path(options.adapter) / "tokenizer_config.json").is_file()
-    name = options.adapter if own else options.model_name_or_path or metadata.base_model
+    name = options.adapter if own else options.model_name_or_path or base
     # Without a base that is there, loading it says so.
     if name is not None and (own or Path(name).is_dir()):
         check_chat(load_tokenizer(name), options.adapter)
@@ -100,7 +106,7 @@ def _texts(options: Options) -> list[tuple[str, ...]]:
     return list(zip(*(texts_of(list(rows[name]), name, where, row_numbers(rows)) for name in columns), strict=True))
 
 
-def _lines(trained: Trained, texts: Sequence[tuple[str, ...]], options: Options) -> Iterator[dict[str, Any]]:
+def _lines(trained: Ready, texts: Sequence[tuple[str, ...]], options: Options) -> Iterator[dict[str, Any]]:
     from paring.cli.run.arguments import length_limit
     from paring.cli.run.outputs import check_chat, continuations, logits
 
@@ -127,4 +133,4 @@ def _lines(trained: Trained, texts: Sequence[tuple[str, ...]], options: Options)
         yield {**said, "label": trained.names[best], "score": round(shares[best], 6), "scores": scored}
 
 
-COMMAND = simple("predict", "predict texts with an exported adapter, as lines of JSON", Options, run)
+COMMAND = simple("predict", "predict texts with an exported adapter or a whole model, as lines of JSON", Options, run)

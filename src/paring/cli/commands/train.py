@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import Command, add, default_of, take
-from paring.cli.run.options import AdapterOptions, TrainOptions
-from paring.cli.run.settings import add_settings, flag_name, peek, starting_method, take_settings, taken_names
+from paring.cli.run.options import AdapterOptions, TrainingOptions, TrainOptions
+from paring.cli.run.settings import add_settings, flag_name, is_whole, peek, starting_method, take_settings, taken_names
+from paring.core.errors import SettingError
 
 if TYPE_CHECKING:
     from paring.cli.run.finish import Finished
     from paring.method import Method
+    from paring.train.whole import Whole
 
 TAKEN = taken_names(TrainOptions)
 BUDGETED = "spectral"
 """The method that `--budget` alone asks for."""
+
+ALWAYS = frozenset({"learning_rate"})
+"""Flags whose default depends on the method."""
 
 NOT_REPEATED = frozenset({"resume_from_checkpoint", "overwrite"})
 
@@ -47,6 +52,18 @@ def _fill(parser: ArgumentParser, argv: Sequence[str], *, path: bool) -> None:
         # A path begins with all parameters.
         start = Spectral(budget=Share(share=1.0))
     add_settings(parser, method, TAKEN, start)
+    if is_whole(method):
+        _default_whole(parser, method, argv)
+
+
+def _default_whole(parser: ArgumentParser, method: str, argv: Sequence[str]) -> None:
+    """What is by default otherwise where the model's own weights are trained: a lower learning rate, and draws by the run's seed."""
+    from paring.cli.run.whole import LEARNING_RATE
+
+    parser.set_defaults({"learning_rate": LEARNING_RATE})
+    seed, drawn = peek(argv, "seed"), flag_name(method, "seed", TAKEN)
+    if drawn in parser.get_defaults():
+        parser.set_defaults({drawn: int(seed) if seed is not None and seed.isdigit() else TrainingOptions().seed})
 
 
 def run(values: Namespace) -> int:
@@ -70,17 +87,30 @@ def _run(values: Namespace, *, path: bool) -> int:
     from paring.cli.run.descent import fit_path
     from paring.cli.run.fit import fit
     from paring.cli.run.hub import push
+    from paring.method import Method
 
     calm_libraries()
     words = command_line(options, method, "path" if path and options.path.tolerance is None else "train")
-    outcome = fit_path(options, method, words) if path else fit(options, method, words)
+    if not path:
+        outcome = fit(options, method, words)
+    elif isinstance(method, Method):
+        outcome = fit_path(options, method, words)
+    else:
+        raise SettingError(
+            f"A path leads to ever smaller adapters, and {method.name} trains the model's own weights, without one. Train, and cut "
+            "LoRAs of several sizes out of the model: paring extract."
+        )
     if isinstance(outcome, Stopped):
         return outcome.status
     if not first():
         return 0
     summarise(outcome)
     if options.output.push_to_hub:
-        push(outcome.folder / "adapter", options.output.hub_model_id or outcome.folder.resolve().name, options.output.hub_private_repo)
+        push(
+            outcome.folder / ("adapter" if outcome.record.whole is None else "model"),
+            options.output.hub_model_id or outcome.folder.resolve().name,
+            options.output.hub_private_repo,
+        )
     return 0
 
 
@@ -90,14 +120,14 @@ def _asked(argv: Sequence[str], *, path: bool = False) -> tuple[str, str | None]
     return peek(argv, "method") or (BUDGETED if path or peek(argv, "budget") else default), peek(argv, "init_adapter")
 
 
-def command_line(options: TrainOptions, method: Method, command: str = "train") -> str:
+def command_line(options: TrainOptions, method: Method | Whole, command: str = "train") -> str:
     """The command that repeats the run: every flag that differs from its default, and all settings of the method."""
     words = ["paring", command]
     for group in dataclasses.fields(TrainOptions):
         part = vars(options)[group.name]
         for item in dataclasses.fields(part):
             value = vars(part)[item.name]
-            if item.name not in NOT_REPEATED and value != default_of(item):
+            if item.name not in NOT_REPEATED and (value != default_of(item) or item.name in ALWAYS):
                 words += _spelled(item.name, value)
     encoded = method.encode()
     for item in dataclasses.fields(method):
@@ -121,7 +151,9 @@ def summarise(outcome: Finished) -> None:
     """What came out of a run, and where it lies."""
     record = outcome.record
     lines = {name: f"{value:.4f}" for name, value in record.metrics.items()}
-    if record.entries:
+    if record.whole is not None:
+        lines["parameters trained"] = f"{record.whole.parameters:,}, at most {record.whole.at_once:,} at a time"
+    elif record.entries:
         lines["sparse entries"] = f"{record.entries:,} in {len(record.modules)} modules"
     else:
         lines["ranks"] = f"{record.live_ranks} of {record.start_ranks} left ({record.live_ranks / max(record.start_ranks, 1):.0%})"
@@ -130,7 +162,8 @@ def summarise(outcome: Finished) -> None:
     if record.path is not None:
         lines["family"] = str(outcome.folder / "family")
     if record.files:
-        lines["adapter"] = str(outcome.folder / "adapter")
+        what = "adapter" if record.whole is None else "model"
+        lines[what] = str(outcome.folder / what)
     lines["report"] = str(outcome.folder / "report.html")
     for name, value in lines.items():
         print(f"{name:<20}{value}")

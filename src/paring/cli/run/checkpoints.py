@@ -16,6 +16,7 @@ from paring.core.errors import DataError, SettingError, near
 from paring.exchange.folder import replace_file
 from paring.method import Method
 from paring.train.checkpoints import complete, last_checkpoint
+from paring.train.whole import Whole
 
 TASK = "paring_task.json"
 """Beside each checkpoint: the labels and the model's head, which a checkpoint of PEFT does not hold."""
@@ -52,13 +53,36 @@ def check_resume(checkpoint: Path, method: Method) -> None:
     Raises:
         SettingError: names the settings that differ.
     """
+    if (whole := read_whole(checkpoint)) is not None:
+        raise SettingError(
+            f"{str(checkpoint)!r} is of a training of the model's own weights, by {whole.get('name')}, and {method.name} trains an "
+            f"adapter. Go on with --method {whole.get('name')}, or start anew."
+        )
     try:
         stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))["method"]
     except (OSError, ValueError, KeyError) as error:
         raise SettingError(
             f"{str(checkpoint / 'adapter_config.json')!r} is damaged ({error}); use another checkpoint of the run."
         ) from error
-    given = method.encode()
+    _same(checkpoint, stored, method.encode())
+
+
+def check_resume_whole(checkpoint: Path, whole: Whole) -> None:
+    """The same for a training of the model's own weights.
+
+    Raises:
+        SettingError: names the settings that differ, or it is an adapter's checkpoint.
+    """
+    stored = read_whole(checkpoint)
+    if stored is None:
+        raise SettingError(
+            f"{str(checkpoint)!r} is of the training of an adapter, and {whole.name} trains the model's own weights; start anew, or fuse "
+            "the adapter into its base (paring export, paring fuse) and train that."
+        )
+    _same(checkpoint, stored, whole.encode())
+
+
+def _same(checkpoint: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     differing = sorted(key for key in {*stored, *given} if stored.get(key) != given.get(key))
     if differing:
         shown = ", ".join(f"{key} is {given.get(key)!r} but was {stored.get(key)!r}" for key in differing)
@@ -104,11 +128,13 @@ class TaskFile(TrainerCallback):
 
     Args:
         task: what the run learns.
-        base: where the frozen model came from, as the model options have it.
+        base: where the model came from, as the model options have it.
+        whole: how its own weights are trained, where there is no adapter.
     """
 
-    def __init__(self, task: Task, base: Mapping[str, Any]) -> None:
-        self.text = json.dumps({"task": asdict(task), "base": dict(base)}, indent=2) + "\n"
+    def __init__(self, task: Task, base: Mapping[str, Any], whole: Whole | None = None) -> None:
+        trained = {} if whole is None else {"whole": whole.encode()}
+        self.text = json.dumps({"task": asdict(task), "base": dict(base), **trained}, indent=2) + "\n"
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The checkpoint is on disk."""
@@ -134,3 +160,12 @@ def read_task(checkpoint: Path) -> tuple[Task, dict[str, Any]]:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{str(path)!r} is damaged ({error}); use another checkpoint of the run.") from error
+
+
+def read_whole(checkpoint: Path) -> Mapping[str, Any] | None:
+    """How a checkpoint's own weights were trained; ``None`` for an adapter's."""
+    try:
+        found = json.loads((checkpoint / TASK).read_text(encoding="utf-8")).get("whole")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, dict) else None

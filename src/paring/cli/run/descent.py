@@ -18,7 +18,7 @@ from paring.cli.run.checkpoints import TaskFile
 from paring.cli.run.checks import check_options
 from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded
 from paring.cli.run.options import TrainOptions
-from paring.cli.run.output import FAMILY, check_output, checkpoints, no_empty, set_aside
+from paring.cli.run.output import ADAPTER, FAMILY, check_output, checkpoints, no_empty, set_aside
 from paring.cli.run.prepare import Prepared, describe, prepare
 from paring.cli.run.progress import Bar
 from paring.cli.run.scores import Scorer
@@ -130,7 +130,7 @@ class _Descent:
         tolerance = None if options.path.tolerance is None else tolerated(options.path.tolerance)
         try:
             walked = descend(
-                self.prepared.model,
+                self.prepared.adapted,
                 self.train,
                 self.evaluate,
                 folder=self.folder / FAMILY,
@@ -171,7 +171,12 @@ class _Descent:
         if not first():
             model, seed = self.prepared.model, self.options.training.seed
             return self.recorder.record(model, title="", command=self.command, seed=seed, settings=settings, metrics=last.scores.others)
-        exports = walked.chosen is not None
+
+        def save() -> Path:
+            options, place = self.options, self.folder / ADAPTER
+            metrics = last.scores.others
+            return export_adapter(options, self.prepared, self.command, place, overwrite=options.output.replaces, metrics=metrics)
+
         return finish(
             self.options,
             self.prepared,
@@ -179,6 +184,6 @@ class _Descent:
             self.command,
             last.scores.others,
             settings,
-            exports=exports,
+            save=None if walked.chosen is None else save,
             complete=complete,
         )

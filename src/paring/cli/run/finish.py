@@ -11,20 +11,21 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 import paring
 from paring.cli.data.metrics import FIRST
 from paring.cli.data.task import Task
 from paring.cli.run.base import DTYPES
 from paring.cli.run.options import DataOptions, TrainOptions
-from paring.cli.run.output import ADAPTER, REPORT, RUN
+from paring.cli.run.output import REPORT, RUN
 from paring.cli.run.prepare import Prepared
 from paring.cli.run.trainer import Rows
 from paring.core.errors import ExportError
 from paring.core.records import RunRecord
 from paring.exchange.folder import digest, replace_file
 from paring.train import Recorder
+from paring.train.whole import Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Finished:
 
     folder: Path
     record: RunRecord
-    model: PeftModel
+    model: PeftModel | PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -93,7 +94,7 @@ def export_adapter(
     """
     dtype = DTYPES[options.output.export_dtype]
     return paring.export(
-        prepared.model,
+        prepared.adapted,
         place,
         layout=options.output.layout,
         dtype=dtype if isinstance(dtype, torch.dtype) else None,
@@ -112,30 +113,30 @@ def finish(
     metrics: Mapping[str, float],
     settings: Mapping[str, Any],
     *,
-    exports: bool = True,
+    save: Callable[[], Path] | None,
+    whole: Whole | None = None,
     complete: Callable[[RunRecord], RunRecord] = lambda record: record,
 ) -> RunRecord:
-    """Export, and write the record and the report; these two also if there is nothing to export, since they say why.
+    """Save what was trained, and write the record and the report; these two also if there is nothing to export, since they say why.
 
     Args:
         options: all options of the run.
         prepared: what was trained.
         recorder: has the log and the clock.
         command: the command line that repeats the run.
-        metrics: of what is exported.
+        metrics: of what is saved.
         settings: what the record keeps.
-        exports: whether there is an adapter to export.
+        save: writes what was trained, and returns its folder; ``None`` if nothing is to be kept.
+        whole: how the model's own weights were trained, where there is no adapter.
         complete: adds to the record what the recorder does not know.
 
     Raises:
         ExportError: no rank is left, or the disk is full.
     """
     folder, model, main = Path(options.output.output_dir), prepared.model, FIRST[prepared.task.kind]
-    adapter, failed = None, None
+    saved, failed = None, None
     try:
-        if exports:
-            overwrite = options.output.overwrite or options.output.resume_from_checkpoint is not None
-            adapter = export_adapter(options, prepared, command, folder / ADAPTER, overwrite=overwrite, metrics=metrics)
+        saved = None if save is None else save()
     except ExportError as error:
         failed = error
     record = complete(
@@ -147,8 +148,9 @@ def finish(
             settings=settings,
             metrics=metrics,
             main_metric="perplexity" if "perplexity" in metrics else main if main in metrics else None,
-            files={} if adapter is None else {file.name: file.stat().st_size for file in sorted(adapter.iterdir()) if file.is_file()},
+            files={} if saved is None else {file.name: file.stat().st_size for file in sorted(saved.iterdir()) if file.is_file()},
             base_model=options.model.model_name_or_path,
+            whole=whole,
         )
     )
     try:

@@ -1,4 +1,4 @@
-"""Uploading an exported adapter."""
+"""Uploading what was exported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paring.core.errors import ExportError
 
 
 def push(folder: Path, repository: str, private: bool | None) -> None:
-    """Upload an adapter folder as a commit to a model repository, made if need be.
+    """Upload a folder as a commit to a model repository, made if need be.
 
     Raises:
         ExportError: no connection, no permission, or no such name; the folder itself is there and whole.
@@ -20,11 +20,11 @@ def push(folder: Path, repository: str, private: bool | None) -> None:
     api = HfApi()
     try:
         target = api.create_repo(repository, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=target.repo_id, folder_path=folder, commit_message="Adapter, exported by paring")
+        commit = api.upload_folder(repo_id=target.repo_id, folder_path=folder, commit_message="Exported by paring")
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(
-            f"The adapter is in {str(folder)!r}, but could not be uploaded to {repository!r} ({reason}). Log in with `hf auth login`, "
-            f"check the name, and upload it with `hf upload {repository} {folder}`."
+            f"What was exported is in {str(folder)!r}, but could not be uploaded to {repository!r} ({reason}). Log in with `hf auth "
+            f"login`, check the name, and upload it with `hf upload {repository} {folder}`."
         ) from error
     say(f"uploaded to {commit.commit_url}")

@@ -21,34 +21,32 @@ from paring.cli.run.base import DTYPES, Base, check_folder, check_loaded, load_b
 from paring.cli.run.checkpoints import read_task
 from paring.cli.run.options import DType, ModelOptions
 from paring.cli.run.output import check_checkpoint, check_exported
+from paring.cli.run.pair import class_of, is_model, load_complete, read_config
 from paring.core.adapter import Adapter
 from paring.core.errors import AdapterError, SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
-    """An adapter and the frozen model that it belongs to, not yet joined.
+class Ready:
+    """A trained model.
 
     Attributes:
-        adapter: the adapter.
         source: where it was read from.
-        model: the base, with the head that the adapter's task needs.
-        tokenizer: the adapter's own, or else the base's.
+        model: the model, with the head that its task needs.
+        tokenizer: its tokenizer.
         kind: what it was trained for.
         names: the labels by class index.
     """
 
-    adapter: Adapter
     source: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     kind: Kind
     names: tuple[str, ...]
 
-    def joined(self) -> PeftModel:
-        """The base with the adapter on it, as stock PEFT puts it there, in evaluation mode."""
-        check_fit(self.model, self.adapter)
-        return PeftModel.from_pretrained(self.model, self.source).eval()
+    def joined(self) -> PreTrainedModel | PeftModel:
+        """What answers, in evaluation mode."""
+        return self.model
 
     def task(self, columns: Columns) -> Task:
         """The task for rows with these columns."""
@@ -58,6 +56,68 @@ class Trained:
         return Task(
             kind=self.kind, texts=columns.texts, label=columns.label, form=columns.form, names=self.names, values=numbered if words else ()
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Ready):
+    """An adapter and the frozen model that it belongs to, not yet joined; the tokenizer is the adapter's own, or else the base's.
+
+    Attributes:
+        adapter: the adapter.
+    """
+
+    adapter: Adapter
+
+    def joined(self) -> PeftModel:
+        """The base with the adapter on it, as stock PEFT puts it there, in evaluation mode."""
+        check_fit(self.model, self.adapter)
+        return PeftModel.from_pretrained(self.model, self.source).eval()
+
+
+def load_any(source: str, *, base: str | None = None, dtype: DType = "auto") -> Ready:
+    """An exported adapter on its base model, or a whole model with a head, such as one that was trained or fused.
+
+    Args:
+        source: folder or hub id of the adapter, or folder of the model.
+        base: folder or hub id of an adapter's base model; by default what the adapter says.
+        dtype: precision of the model's weights.
+
+    Raises:
+        AdapterError: not a readable adapter, or one of another base model.
+        SettingError: something cannot be loaded, or the task is none that the command line handles.
+    """
+    if not is_model(source):
+        return load_trained(source, base=base, dtype=dtype)
+    if base is not None:
+        raise SettingError(f"{source!r} is a whole model, which stands on no other; leave out --model_name_or_path.")
+    return load_whole(source, dtype)
+
+
+def load_whole(source: str, dtype: DType = "auto") -> Ready:
+    """A whole model with the head that it was saved with.
+
+    Raises:
+        SettingError: it cannot be loaded, or has no head that the command line handles.
+    """
+    check_folder(source)
+    config = read_config(source)
+    kind, task_type = class_of(config, source)
+    if task_type is None:
+        raise SettingError(
+            f"{source!r} has no head, so it says nothing of a text; give a model that was trained for a task, or an adapter."
+        )
+    model: Any = load_complete(kind, source, config, dtype=DTYPES[dtype])
+    tokenizer = load_tokenizer(place_of(source))
+    model.config.pad_token_id = tokenizer.pad_token_id
+    names = tuple(map(str, dict(config.id2label or {}).values())) if task_type == "SEQ_CLS" else ()
+    place = torch.accelerator.current_accelerator() or torch.device("cpu")
+    return Ready(source=source, model=model.to(place), tokenizer=tokenizer, kind=_headed(task_type, names), names=names)
+
+
+def _headed(task_type: str, names: tuple[str, ...]) -> Kind:
+    if task_type == "CAUSAL_LM":
+        return "causal-lm"
+    return "regression" if len(names) == 1 else "classification"
 
 
 def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto", device: str | None = None) -> Trained:
@@ -102,7 +162,7 @@ def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto",
         model, info = loaded(lambda: AutoModelForSequenceClassification.from_pretrained(name, **settings), name, "model")
         check_loaded(model, info, name)
         names = tuple(str(config.id2label[index]) for index in range(config.num_labels))
-        kind = "regression" if config.num_labels == 1 else "classification"
+        kind = _headed("SEQ_CLS", names)
     model.config.pad_token_id = tokenizer.pad_token_id
     check_fit(model, adapter)
     return Trained(adapter=adapter, source=source, model=model.to(place).eval(), tokenizer=tokenizer, kind=kind, names=names)

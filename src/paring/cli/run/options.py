@@ -109,14 +109,19 @@ class WatchOptions:
 class OutputOptions:
     """Output."""
 
-    output_dir: str = option("folder for adapter/, checkpoint-*/, run.json and report.html")
+    output_dir: str = option("folder for adapter/ (or model/), checkpoint-*/, run.json and report.html")
     overwrite: bool = option("replace an earlier run's files in it", default=False)
     resume_from_checkpoint: str | None = option("go on from this checkpoint folder, or from the `last` one in output_dir", default=None)
     layout: Layout = option("how the adapter is written: ragged ranks, or zero-padded to one rank", default="compact")
     export_dtype: DType = option("precision of the exported tensors; auto keeps the training's", default="auto")
-    push_to_hub: bool = option("upload the exported adapter", default=False)
+    push_to_hub: bool = option("upload what was exported", default=False)
     hub_model_id: str | None = option("repository to upload it to; by default the name of output_dir", default=None)
     hub_private_repo: bool | None = option("make that repository private", default=None)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether what an earlier run exported may be replaced: asked for, or that run is gone on with."""
+        return self.overwrite or self.resume_from_checkpoint is not None
 
 
 @dataclass(frozen=True, kw_only=True)

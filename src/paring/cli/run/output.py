@@ -1,4 +1,4 @@
-"""The folder of a run: ``adapter/``, ``checkpoint-*/``, ``run.json``, ``report.html``."""
+"""The folder of a run: ``adapter/`` or ``model/``, ``checkpoint-*/``, ``run.json``, ``report.html``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from paring.core.errors import AdapterError, OutputExistsError
 from paring.exchange.layout import CONFIG, SIDE
 
 ADAPTER = "adapter"
+MODEL = "model"
 RUN = "run.json"
 REPORT = "report.html"
 FAMILY = "family"
@@ -97,6 +98,11 @@ def check_exported(source: str) -> None:
         raise AdapterError(f"{source!r} is a training checkpoint, not an exported adapter; make one of it: paring export {folder} FOLDER.")
     if not folder.is_dir() or (folder / CONFIG).is_file():
         return
+    if (folder / MODEL / "config.json").is_file():
+        raise AdapterError(
+            f"{source!r} is the folder of a run that trained the model's own weights, without an adapter; its model is "
+            f"{str(folder / MODEL)!r}. Evaluate that, or cut a LoRA out of it: paring extract BASE {folder / MODEL} FOLDER --rank 8."
+        )
     if (folder / ADAPTER / CONFIG).is_file():
         raise AdapterError(f"{source!r} is the folder of a run, not an adapter; its adapter is {str(folder / ADAPTER)!r}, give that.")
     if found := checkpoints(folder):
@@ -117,6 +123,11 @@ def check_checkpoint(folder: Path) -> None:
     inside, beside = ([item.name for item in checkpoints(place)] for place in (folder, folder.parent))
     if inside:
         raise AdapterError(f"{str(folder)!r} is the folder of a run, not a checkpoint; give one of those in it: {', '.join(inside)}.")
+    if all((folder / name).is_file() for name in ("trainer_state.json", "config.json")):
+        raise AdapterError(
+            f"{str(folder)!r} is a checkpoint of a training of the model's own weights: a whole model already, which paring eval takes as "
+            f"it is. A LoRA can be cut out of it: paring extract BASE {folder} FOLDER --rank 8."
+        )
     if not folder.exists():
         hint = f"{str(folder.parent)!r} has {', '.join(beside)}" if beside else "give a checkpoint-* folder of a run"
         raise AdapterError(f"There is no folder {str(folder)!r}; {hint}.")

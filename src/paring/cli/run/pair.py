@@ -50,32 +50,43 @@ def load_pair(base: str, tuned: str) -> Pair:
         if (Path(name) / CONFIG).is_file() and not any((Path(name) / weights).is_file() for weights in WEIGHTS):
             raise SettingError(f"{name!r} is an adapter, not a model. Give two whole models; paring compress makes an adapter smaller.")
         check_folder(name)
-    first, second = _config(base), _config(tuned)
+    first, second = read_config(base), read_config(tuned)
     if first.model_type != second.model_type:
         raise SettingError(
             f"{base!r} is a {first.model_type} and {tuned!r} a {second.model_type}; give the model that training began with as the base."
         )
-    kind, task_type = _kind(second, tuned)
-    after, info = _load(kind, tuned, second)
-    lost = [*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])]
-    if lost:
-        raise SettingError(f"The weights of {tuned!r} are incomplete: {len(lost)} tensors are missing (first: {min(lost)!r}).")
+    kind, task_type = class_of(second, tuned)
+    after = load_complete(kind, tuned, second)
     if task_type == "SEQ_CLS":
         first.id2label, first.label2id, first.problem_type = second.id2label, second.label2id, second.problem_type
-    before, info = _load(kind, base, first)
-    drawn = frozenset((*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])))
+    before, drawn = _load(kind, base, first, "auto")
     return Pair(base=before, tuned=after, name=place_of(base), task_type=task_type, drawn=drawn)
 
 
-def _config(name: str) -> PretrainedConfig:
+def is_model(source: str) -> bool:
+    """Whether a folder holds a whole model, and not an adapter."""
+    folder = Path(source)
+    return any((folder / weights).is_file() for weights in WEIGHTS) and not (folder / CONFIG).is_file()
+
+
+def read_config(name: str) -> PretrainedConfig:
+    """A model's configuration.
+
+    Raises:
+        SettingError: it cannot be read.
+    """
     place = place_of(name)
     found = loaded(lambda: AutoConfig.from_pretrained(place), place, "config")
     assert isinstance(found, PretrainedConfig)
     return found
 
 
-def _kind(config: PretrainedConfig, name: str) -> tuple[Any, str | None]:
-    """The class to load with, and the task that its head is for."""
+def class_of(config: PretrainedConfig, name: str) -> tuple[Any, str | None]:
+    """The class to load with, and the task that its head is for.
+
+    Raises:
+        SettingError: a head that the command line does not handle.
+    """
     saved: str | None = next(iter(config.architectures or ()), None)
     if saved in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values():
         return AutoModelForSequenceClassification, "SEQ_CLS"
@@ -89,8 +100,21 @@ def _kind(config: PretrainedConfig, name: str) -> tuple[Any, str | None]:
     )
 
 
-def _load(kind: Any, name: str, config: PretrainedConfig) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_complete(kind: Any, name: str, config: PretrainedConfig, *, dtype: Any = "auto") -> PreTrainedModel:
+    """The model as ``kind``, in evaluation mode.
+
+    Raises:
+        SettingError: it cannot be loaded, or lacks weights.
+    """
+    model, lost = _load(kind, name, config, dtype)
+    if lost:
+        raise SettingError(f"The weights of {name!r} are incomplete: {len(lost)} tensors are missing (first: {min(lost)!r}).")
+    return model
+
+
+def _load(kind: Any, name: str, config: PretrainedConfig, dtype: Any) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The model, and the names of the weights that were not there, or of another shape."""
     place = place_of(name)
-    settings = {"config": config, "dtype": "auto", "ignore_mismatched_sizes": True, "output_loading_info": True}
+    settings = {"config": config, "dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, info = loaded(lambda: kind.from_pretrained(place, **settings), place, "model")
-    return model.eval(), info
+    return model.eval(), frozenset((*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])))

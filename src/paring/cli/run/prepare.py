@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 
 import paring
 from paring.attach.find import config_of
@@ -34,24 +34,29 @@ class Prepared:
     Attributes:
         task: what is learnt.
         rows: to train on, and to evaluate on.
-        base: the frozen model and its tokenizer.
-        model: with the adapter.
+        base: the model as it was loaded, and its tokenizer.
+        model: what is trained: the model with an adapter, or the model itself.
         ranks: those of all modules at the start.
     """
 
     task: Task
     rows: Rows
     base: Base
-    model: PeftModel
-    ranks: int
+    model: PeftModel | PreTrainedModel
+    ranks: int = 0
+
+    @property
+    def adapted(self) -> PeftModel:
+        """The model with its adapter, where there is one."""
+        assert isinstance(self.model, PeftModel)
+        return self.model
 
 
-def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepared:
-    """Read the data, tell the task, load the model, attach the adapter.
+def load(options: TrainOptions, resume: Path | None) -> Prepared:
+    """Read the data, tell the task, load the model.
 
     Args:
         options: all options of the run.
-        method: how modules are adapted.
         resume: the checkpoint that the run goes on from, to which all of this must fit.
 
     Raises:
@@ -81,6 +86,22 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
     base = load_base(options.model, task, options.training.seed)
     if template is not None:
         base.tokenizer.chat_template = template
+    return Prepared(task=task, rows=Rows(train=rows, held_out=held_out, origin=origin), base=base, model=base.model)
+
+
+def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepared:
+    """Read the data, tell the task, load the model, attach the adapter.
+
+    Args:
+        options: all options of the run.
+        method: how modules are adapted.
+        resume: the checkpoint that the run goes on from, to which all of this must fit.
+
+    Raises:
+        ParingError: bad options, data or model.
+    """
+    loaded = load(options, resume)
+    base, task = loaded.base, loaded.task
     wanted = targets(options.adapter.target_modules)
     if options.adapter.init_adapter is not None:
         start = paring.read(options.adapter.init_adapter)
@@ -102,7 +123,7 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
     # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.
     model.peft_config["default"].revision = vars(base.model.config).get("_commit_hash") or options.model.model_revision
     ranks = sum(factors.rank for factors in paring.snapshot(model).modules.values())
-    return Prepared(task=task, rows=Rows(train=rows, held_out=held_out, origin=origin), base=base, model=model, ranks=ranks)
+    return replace(loaded, model=model, ranks=ranks)
 
 
 @torch.no_grad()
@@ -172,5 +193,10 @@ def describe(trainer: Trainer, prepared: Prepared, method: Method) -> None:
     say(
         f"model: {method.about.title} on {len(adapter.updates)} modules, {ranks}{adapter.parameters:,} adapter parameters"
         + (f", {adapter.head_parameters:,} in a {'new' if base.new_head else 'found'} head" if adapter.heads else "")
-        + f"; {trainer.args.device.type}{', bf16' if trainer.args.bf16 else ', fp16' if trainer.args.fp16 else ''}"
+        + f"; {where(trainer)}"
     )
+
+
+def where(trainer: Trainer) -> str:
+    """On what, and in which precision, is computed."""
+    return f"{trainer.args.device.type}{', bf16' if trainer.args.bf16 else ', fp16' if trainer.args.fp16 else ''}"

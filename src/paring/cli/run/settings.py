@@ -15,7 +15,7 @@ import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
-from paring.cli.flags import default_of
+from paring.cli.flags import default_of, yes_or_no
 from paring.cli.run.budgets import entry_bytes, written
 from paring.cli.words import plain
 from paring.core.errors import SettingError, near
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paring.core.adapter import Adapter
     from paring.core.coding import Coded
     from paring.method import Method
+    from paring.train.whole import Whole
 
 
 def peek(argv: Sequence[str], flag: str) -> str | None:
@@ -37,9 +38,41 @@ def peek(argv: Sequence[str], flag: str) -> str | None:
     for path in reversed(known.config or []):
         if path and Path(path).is_file():
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            if isinstance(content, dict) and isinstance(content.get(flag), str):
+            if isinstance(content, dict) and isinstance(content.get(flag), str | int | float):
                 return str(content[flag])
     return None
+
+
+def kind_of(name: str) -> type[Method] | type[Whole]:
+    """What ``--method`` means: a method to adapt modules, or a way to train the model's own weights.
+
+    Raises:
+        SettingError: there is neither of this name.
+    """
+    from paring.method import load, names
+
+    if name in names():
+        return load(name)
+    # Only for what is no method: this import takes seconds.
+    from paring.train.whole import Whole
+
+    found = Whole.members.get(name)
+    if found is None:
+        known = (*names(), *Whole.members)
+        raise SettingError(f"Unknown method {name!r}.{near(name, known)} Known: {', '.join(known)}.")
+    assert issubclass(found, Whole)
+    return found
+
+
+def is_whole(name: str) -> bool:
+    """Whether the model's own weights are trained, and no adapter.
+
+    Raises:
+        SettingError: there is nothing of this name.
+    """
+    from paring.method import Method
+
+    return not issubclass(kind_of(name), Method)
 
 
 def flag_name(method: str, field: str, taken: frozenset[str]) -> str:
@@ -47,7 +80,7 @@ def flag_name(method: str, field: str, taken: frozenset[str]) -> str:
     return f"{method}_{field}" if field in taken else field
 
 
-def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], start: Method | None = None) -> None:
+def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], start: Method | Whole | None = None) -> None:
     """Give ``parser`` a flag for every setting of ``method``.
 
     Args:
@@ -59,9 +92,7 @@ def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], sta
     Raises:
         SettingError: there is no such method.
     """
-    from paring.method import load
-
-    kind = load(method)
+    kind = kind_of(method)
     described = {item.arg_name: plain(item.description or "") for item in parse_docstring(kind.__doc__ or "").params}
     hints = typing.get_type_hints(kind)
     group = parser.add_argument_group(f"Settings of {method} ({kind.about.title})")
@@ -74,21 +105,22 @@ def add_settings(parser: ArgumentParser, method: str, taken: frozenset[str], sta
             hint, default = (str | dict[str, Any] if default is not None else str | dict[str, Any] | None), as_flag(default)
             default = default["name"] if isinstance(default, dict) and set(default) == {"name"} else default
         keywords = {"required": True} if default is dataclasses.MISSING else {"default": default}
-        group.add_argument(f"--{flag_name(method, item.name, taken)}", type=hint, help=described.get(item.name, ""), **keywords)
+        spelling = yes_or_no(worded=True) if hint is bool else {"type": hint}
+        group.add_argument(f"--{flag_name(method, item.name, taken)}", help=described.get(item.name, ""), **spelling, **keywords)
 
 
-def take_settings(values: Namespace, method: str, taken: frozenset[str], start: Method | None = None) -> Method:
-    """The method with the parsed settings.
+def take_settings(values: Namespace, method: str, taken: frozenset[str], start: Method | None = None) -> Method | Whole:
+    """The method, or the way to train the model's own weights, with the parsed settings.
 
     Raises:
         SettingError: a setting is out of range, a part has an unknown name, or it would replace the adapter of ``start``.
     """
     from paring.core.coding import Coded
-    from paring.method import decode, load
 
+    kind = kind_of(method)
     families = {family.__name__: family for family in Coded.__subclasses__()}
     data: dict[str, Any] = {"name": method}
-    for item in dataclasses.fields(load(method)):
+    for item in dataclasses.fields(kind):
         if item.metadata.get("transient"):
             continue
         flag = flag_name(method, item.name, taken)
@@ -98,10 +130,10 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
         started = None if start is None else vars(start)[item.name]
         if isinstance(started, Coded) and _transient(type(started)) and data[item.name] != as_flag(started):
             raise SettingError(f"--{flag} {values[flag]!r} and --init_adapter both say where the adapter starts; leave one of them out.")
+    decoded = kind.decode(data)
     if start is None:
-        return decode(data)
+        return decoded
     # A part that holds a trained adapter is no plain data: what was not said otherwise stays the object that it is.
-    decoded = decode(data)
     kept = {key: value for key, value in vars(start).items() if data.get(key) == as_flag(value)}
     return dataclasses.replace(decoded, **kept)
 
@@ -197,7 +229,7 @@ def starting_method(method: str, source: str) -> Method:
     from paring.cli.run.output import check_exported
     from paring.method import load, names
 
-    kind: object = load(method)
+    kind: object = kind_of(method)
     if not isinstance(kind, StartsFromAdapter):
         able = [name for name in names() if isinstance(load(name), StartsFromAdapter)]
         raise SettingError(f"Method {method!r} cannot start from a trained adapter (--init_adapter); these can: {', '.join(able)}.")

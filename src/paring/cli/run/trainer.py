@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from paring.cli.data.encode import for_head, for_language
@@ -40,11 +40,11 @@ def make_trainer(
     options: TrainOptions,
     task: Task,
     base: Base,
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     rows: Rows,
     callbacks: Sequence[TrainerCallback],
 ) -> Trainer:
-    """A trainer that is ready to run.
+    """A trainer that is ready to run, with paring's own parameter groups where there is an adapter.
 
     Raises:
         DataError: rows that the task cannot use.
@@ -65,7 +65,7 @@ def _head(
     options: TrainOptions,
     task: Task,
     base: Base,
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     rows: Rows,
     limit: int,
     callbacks: list[TrainerCallback],
@@ -75,7 +75,8 @@ def _head(
         assert not isinstance(outputs.label_ids, tuple)
         return score(task.kind, predictions, outputs.label_ids)
 
-    return ParingTrainer(
+    kind = ParingTrainer if isinstance(model, PeftModel) else Trainer
+    return kind(
         model=model,
         args=arguments(options, task, TrainingArguments, rows=len(rows.train), evaluates=rows.held_out is not None, max_length=limit),
         train_dataset=for_head(rows.train, task, base.tokenizer, limit, "training"),
@@ -91,7 +92,7 @@ def _language(
     options: TrainOptions,
     task: Task,
     base: Base,
-    model: PeftModel,
+    model: PeftModel | PreTrainedModel,
     rows: Rows,
     limit: int,
     callbacks: list[TrainerCallback],
@@ -108,7 +109,8 @@ def _language(
         "train_dataset": for_language(rows.train, task, base.tokenizer, "training"),
         "eval_dataset": for_language(rows.held_out, task, base.tokenizer, rows.origin) if rows.held_out is not None else None,
     }
-    trainer = ParingSFTTrainer(model=model, args=settings, processing_class=base.tokenizer, callbacks=callbacks, **prepared)
+    kind = ParingSFTTrainer if isinstance(model, PeftModel) else SFTTrainer
+    trainer = kind(model=model, args=settings, processing_class=base.tokenizer, callbacks=callbacks, **prepared)
     if isinstance(trainer.train_dataset, Dataset) and len(trainer.train_dataset) == 0:
         raise DataError(f"Every row is longer than max_length={limit} tokens before its answer begins; raise --max_length.")
     return trainer

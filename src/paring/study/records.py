@@ -15,7 +15,7 @@ from paring.core.records import Point
 class Phase(StrEnum):
     """What a run is for.
 
-    ``SEARCH`` trains on a part of the training rows and is scored on the rest of them, as often as the study says. ``FINAL`` is scored once,
+    ``SEARCH`` trains on a part of the training rows and is scored on the rest, as often as the study says. ``FINAL`` is scored once,
     at its end, on the rows that nothing was chosen by.
     """
 

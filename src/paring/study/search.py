@@ -1,0 +1,218 @@
+"""Choosing a setting: Optuna proposes, and judges which trial is cut short; what has run before is not run again.
+
+A cell's trials follow each other, so what is tried follows from the study alone: a study that was interrupted proposes the same settings
+again, finds them in its database, and goes on behind them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+
+from paring.core.records import Point
+from paring.study.plan import Cell, Listed, Sampler, Search, Space, Study
+from paring.study.records import Entry, Job, Metric, Outcome, State, Trial
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+EVALUATED = "eval_"
+"""What logged metrics on rows held out begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """When a trial is cut short: below the median of the trials before it, at the same evaluation.
+
+    Attributes:
+        metric: what they are compared by.
+        before: of each earlier trial, the metric at each of its evaluations.
+        first: so many trials are never cut short.
+        evaluations: of a whole trial.
+    """
+
+    metric: Metric
+    before: tuple[tuple[float, ...], ...] = ()
+    first: int = 2
+    evaluations: int = 4
+
+    def is_due(self, values: Sequence[float]) -> bool:
+        """Whether a trial with these evaluations so far is to end here; never at its last one."""
+        if not values or len(values) >= self.evaluations or len(self.before) < self.first:
+            return False
+        study = optuna.create_study(
+            direction=_direction(self.metric), pruner=optuna.pruners.MedianPruner(n_startup_trials=self.first, n_warmup_steps=0)
+        )
+        for earlier in self.before:
+            if len(earlier) == self.evaluations:
+                study.add_trial(create_trial(value=earlier[-1], intermediate_values=dict(enumerate(earlier))))
+            elif earlier:
+                study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=dict(enumerate(earlier))))
+        trial = study.ask()
+        for step, value in enumerate(values):
+            trial.report(value, step)
+        return trial.should_prune()
+
+    def length(self, values: Sequence[float]) -> int:
+        """At how many of a whole trial's evaluations it would have been cut short; all of them if it would not."""
+        return next((count for count in range(1, len(values)) if self.is_due(values[:count])), len(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A run that is to be made, and when it may be cut short."""
+
+    job: Job
+    cut: Cut | None = None
+
+
+def _direction(metric: Metric) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if metric.larger_is_better else StudyDirection.MINIMIZE
+
+
+def evaluations(history: Sequence[Point], metric: Metric) -> tuple[float, ...]:
+    """A metric on the held-out rows at each evaluation that was logged."""
+    return tuple(point.values[f"{EVALUATED}{metric.name}"] for point in history if f"{EVALUATED}{metric.name}" in point.values)
+
+
+def _sampler(search: Search, space: Space) -> optuna.samplers.BaseSampler:
+    kind = search.sampler_for(space)
+    if kind in (Sampler.GRID, Sampler.RANDOM):
+        return optuna.samplers.RandomSampler(seed=search.seed)
+    # A few trials are all there are, so the model has to begin early.
+    startup = max(2, search.count(space) // 3)
+    if kind is Sampler.TPE:
+        return optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.GPSampler(seed=search.seed, n_startup_trials=startup, deterministic_objective=False)
+
+
+def grid(space: Space) -> list[dict[str, float]]:
+    """All settings of a listed space, from its middle outwards, so that the first ones are no bad measure for those that follow."""
+    lists = {name: of.values for name, of in space.items() if isinstance(of, Listed)}
+    places = itertools.product(*(range(len(values)) for values in lists.values()))
+
+    def distance(place: tuple[int, ...]) -> float:
+        return sum(abs(index - (len(values) - 1) / 2) / len(values) for index, values in zip(place, lists.values(), strict=True))
+
+    return [
+        {name: values[index] for index, (name, values) in zip(place, lists.items(), strict=True)} for place in sorted(places, key=distance)
+    ]
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return {
+        name: CategoricalDistribution(list(of.values)) if isinstance(of, Listed) else FloatDistribution(of.low, of.high, log=True)
+        for name, of in space.items()
+    }
+
+
+def judged(outcome: Outcome, cut: Cut | None) -> State | None:
+    """How a stored run counts for a search in which it may be cut short; ``None`` if it says too little and has to be made again.
+
+    A trial that was cut short elsewhere may not be so here, and the other way round.
+    """
+    if cut is None or outcome.state is State.FAILED:
+        return None if outcome.state is State.PRUNED else outcome.state
+    values = evaluations(outcome.history, cut.metric)
+    if cut.length(values) < len(values):
+        return State.PRUNED
+    if outcome.state is State.PRUNED:
+        return State.PRUNED if cut.is_due(values) else None
+    return State.FINISHED
+
+
+def conducted(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[Outcome], Entry]:
+    """One cell: asks for runs, is sent what came of them, and ends with what was found."""
+    metric = study.metrics[cell.task]
+    search, space = study.search, cell.space
+    trials: list[Trial] = []
+    seconds, errors = 0.0, {}
+    best: tuple[tuple[float, float], Mapping[str, float]] | None = None
+    if space:
+        optimiser = optuna.create_study(direction=_direction(metric), sampler=_sampler(search, space))
+        if search.sampler_for(space) is Sampler.GRID:
+            for point in grid(space):
+                optimiser.enqueue_trial(point)
+        before: tuple[tuple[float, ...], ...] = ()
+        for number in range(search.count(space)):
+            asked = optimiser.ask(_distributions(space))
+            values = {name: float(value) for name, value in asked.params.items()}
+            job = study.trial(cell, values)
+            cut = Cut(metric=metric, before=before, first=search.first, evaluations=search.evaluations) if search.prune else None
+            (outcome,) = yield (Asked(job=job, cut=cut),)
+            seconds += outcome.seconds
+            state = judged(outcome, cut) or outcome.state
+            seen = evaluations(outcome.history, metric)
+            score = _score(outcome, metric) if state is State.FINISHED else None
+            if state is State.FINISHED and score is None:
+                state, errors[f"trial {number}"] = State.FAILED, f"the metric {metric.name} is not among what was measured, or not finite"
+            if outcome.error is not None:
+                errors[f"trial {number}"] = outcome.error
+            if score is not None:
+                optimiser.tell(asked, score)
+                before = (*before, seen)
+                # Of equal ones the lower loss.
+                rank = (score if metric.larger_is_better else -score, -outcome.metrics.get("loss", 0.0))
+                best = (rank, values) if best is None or rank > best[0] else best
+            elif state is State.PRUNED:
+                cut_at = seen[: cut.length(seen)] if cut is not None else seen
+                for step, value in enumerate(cut_at):
+                    asked.report(value, step)
+                optimiser.tell(asked, state=TrialState.PRUNED)
+                before = (*before, cut_at)
+            else:
+                optimiser.tell(asked, state=TrialState.FAIL)
+            trials.append(Trial(values=values, state=state, score=score))
+    chosen: Mapping[str, float] | None = {} if not space else None if best is None else best[1]
+    outcomes: Sequence[Outcome] = ()
+    if chosen is not None:
+        outcomes = yield tuple(Asked(job=study.final(cell, seed, chosen)) for seed in study.seeds)
+        errors |= {f"seed {seed}": one.error for seed, one in zip(study.seeds, outcomes, strict=True) if one.error is not None}
+    return _entry(study, cell, tuple(trials), chosen, outcomes, seconds, errors)
+
+
+def _score(outcome: Outcome, metric: Metric) -> float | None:
+    value = outcome.metrics.get(metric.name)
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _entry(
+    study: Study,
+    cell: Cell,
+    trials: tuple[Trial, ...],
+    chosen: Mapping[str, float] | None,
+    outcomes: Sequence[Outcome],
+    search_seconds: float,
+    errors: Mapping[str, str],
+) -> Entry:
+    finished = [one if one.state is State.FINISHED else None for one in outcomes] or [None] * len(study.seeds)
+
+    def each(of: Any) -> tuple[Any, ...]:
+        return tuple(None if one is None else of(one) for one in finished)
+
+    metric = study.metrics[cell.task]
+    return Entry(
+        contestant=cell.contestant,
+        task=cell.task,
+        budget=cell.budget,
+        trials=trials,
+        chosen=chosen,
+        edges=tuple(name for name, value in (chosen or {}).items() if cell.space[name].at_edge(value)),
+        scores=each(lambda one: _score(one, metric)),
+        parameters=each(lambda one: one.parameters),
+        start_parameters=each(lambda one: one.start_parameters),
+        file_bytes=each(lambda one: one.file_bytes),
+        seconds=each(lambda one: one.seconds),
+        search_seconds=search_seconds,
+        memory=each(lambda one: one.memory),
+        errors=errors,
+    )

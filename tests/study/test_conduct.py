@@ -1,0 +1,300 @@
+"""A study is conducted: what is asked for, what is kept, and that interruptions and workers change nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sqlite3
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paring.core.errors import DataError, SettingError
+from paring.core.records import Point
+from paring.study.conduct import conduct, estimated, seconds_of
+from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, Study
+from paring.study.pool import Died
+from paring.study.records import Entry, Findings, Job, Metric, Outcome, Phase, State
+from paring.study.search import Asked, Cut
+from paring.study.store import Store, opened
+
+ACCURACY = Metric(name="accuracy", larger_is_better=True, points=100.0)
+PERPLEXITY = Metric(name="perplexity", larger_is_better=False, points=1.0)
+RATES = Listed(values=(1e-4, 1e-3, 1e-2))
+
+
+def curve(job: Job) -> list[float]:
+    """A stand-in for training: best at a rate that the settings name, by how far, over four evaluations."""
+    rate = job.settings["values"].get("learning_rate", job.settings["best"])
+    far = abs(math.log10(rate / job.settings["best"]))
+    final = 0.9 - 0.1 * far + 0.001 * job.seed
+    return [final * (0.7 + 0.1 * step) for step in range(4)]
+
+
+def work(asked: Asked) -> Outcome:
+    """Make a run: fails, dies or is slow where its settings say so."""
+    job = asked.job
+    if "log" in job.settings:
+        with Path(job.settings["log"]).open("a") as file:
+            file.write(f"{job.phase} {job.settings['values']} {job.seed}\n")
+    time.sleep(job.settings.get("sleep", 0.0))
+    rate = job.settings["values"].get("learning_rate", job.settings["best"])
+    if rate in job.settings.get("fails", ()):
+        raise ValueError("the loss is not finite")
+    if rate in job.settings.get("dies", ()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    name, values, history = job.settings["metric"], curve(job), []
+    for step, value in enumerate(values):
+        shown = value if name == "accuracy" else 1 / value
+        history.append(Point(step=step + 1, values={f"eval_{name}": shown}))
+        seen = [point.values[f"eval_{name}"] for point in history]
+        if asked.cut is not None and asked.cut.is_due(seen):
+            return Outcome(state=State.PRUNED, history=tuple(history), steps=step + 1, seconds=float(step + 1))
+    last = history[-1].values[f"eval_{name}"]
+    return Outcome(
+        state=State.FINISHED,
+        metrics={name: last, "loss": 1 - values[-1]},
+        history=tuple(history),
+        steps=4,
+        seconds=4.0,
+        parameters=100,
+        start_parameters=200,
+        file_bytes=400,
+        versions={"paring": "1"},
+        machine={"cores": 2},
+    )
+
+
+def cell(contestant: str = "LoRA", task: str = "trec", *, space: Any = None, **settings: Any) -> Cell:
+    chosen = {"learning_rate": RATES} if space is None else space
+    return Cell(contestant=contestant, task=task, budget=None, space=chosen, settings={"best": 1e-3, "metric": "accuracy", **settings})
+
+
+def study(*cells: Cell, seeds: tuple[int, ...] = (0, 1), metric: Metric = ACCURACY, **search: Any) -> Study:
+    given = {"evaluations": 4, **search}
+    return Study(name="test", cells=cells, metrics={one.task: metric for one in cells}, seeds=seeds, search=Search(**given))
+
+
+def run(of: Study, path: Path, **settings: Any) -> Findings:
+    with opened(path) as store:
+        return conduct(of, store, work, **settings)
+
+
+def only(findings: Findings) -> Entry:
+    (entry,) = findings.entries
+    return entry
+
+
+def test_the_best_of_the_grid_is_trained_with_all_seeds_and_scored(tmp_path: Path) -> None:
+    entry = only(run(study(cell()), tmp_path / "runs.db"))
+    assert sorted(trial.values["learning_rate"] for trial in entry.trials) == [1e-4, 1e-3, 1e-2]
+    assert entry.chosen == {"learning_rate": 1e-3}
+    assert entry.scores == pytest.approx((0.9, 0.901))
+    assert (entry.parameters, entry.start_parameters, entry.file_bytes, entry.seconds) == ((100, 100), (200, 200), (400, 400), (4.0, 4.0))
+    assert entry.edges == ()
+    assert not entry.errors
+
+
+def test_smaller_may_be_better(tmp_path: Path) -> None:
+    entry = only(run(study(cell(metric="perplexity"), metric=PERPLEXITY), tmp_path / "runs.db"))
+    assert entry.chosen == {"learning_rate": 1e-3}
+    assert entry.scores == pytest.approx((1 / 0.9, 1 / 0.901))
+
+
+def test_a_choice_at_the_edge_is_told(tmp_path: Path) -> None:
+    assert only(run(study(cell(best=1e-2)), tmp_path / "runs.db")).edges == ("learning_rate",)
+
+
+def test_of_equal_scores_the_lower_loss_is_chosen(tmp_path: Path) -> None:
+    assert only(run(study(cell(best=math.sqrt(1e-3 * 1e-2)), prune=False), tmp_path / "runs.db")).chosen is not None
+
+
+def test_a_cell_without_anything_to_search_is_trained_as_it_is(tmp_path: Path) -> None:
+    entry = only(run(study(cell(space={})), tmp_path / "runs.db"))
+    assert (entry.trials, entry.chosen, entry.search_seconds) == ((), {}, 0.0)
+    assert entry.scores == pytest.approx((0.9, 0.901))
+
+
+@pytest.mark.parametrize("sampler", [Sampler.GP, Sampler.TPE, Sampler.RANDOM])
+def test_a_range_is_searched_and_the_same_settings_are_proposed_again(sampler: Sampler, tmp_path: Path) -> None:
+    space = {"learning_rate": Range(low=1e-5, high=1e-1)}
+    plan = study(cell(space=space), trials=8, sampler=sampler, prune=False)
+    first, second = (only(run(plan, tmp_path / f"{name}.db")) for name in "ab")
+    assert first == second
+    assert len({trial.values["learning_rate"] for trial in first.trials}) == 8
+    assert all(1e-5 <= trial.values["learning_rate"] <= 1e-1 for trial in first.trials)
+    best = max(first.trials, key=lambda trial: trial.score or 0)
+    assert first.chosen == best.values
+
+
+def test_a_gaussian_process_comes_closer_than_chance(tmp_path: Path) -> None:
+    space = {"learning_rate": Range(low=1e-6, high=1e-1)}
+    plan = study(cell(space=space, best=3e-3), trials=12, prune=False)
+    chosen = only(run(plan, tmp_path / "runs.db")).chosen
+    assert chosen is not None
+    assert abs(math.log10(chosen["learning_rate"] / 3e-3)) < 0.3
+
+
+def test_trials_below_the_median_are_cut_short(tmp_path: Path) -> None:
+    rates = Listed(values=tuple(10.0**power for power in range(-6, 0)))
+    plan = study(cell(space={"learning_rate": rates}))
+    entry = only(run(plan, tmp_path / "runs.db"))
+    states = [trial.state for trial in entry.trials]
+    assert states[:2] == [State.FINISHED, State.FINISHED]
+    assert State.PRUNED in states
+    assert all((trial.score is None) == (trial.state is State.PRUNED) for trial in entry.trials)
+    assert entry.chosen == {"learning_rate": 1e-3}
+    whole = only(run(replace(plan, search=replace(plan.search, prune=False)), tmp_path / "whole.db"))
+    assert entry.search_seconds < whole.search_seconds
+    assert entry.scores == whole.scores
+
+
+def test_a_cut_is_that_of_the_median() -> None:
+    cut = Cut(metric=ACCURACY, before=((0.1, 0.2, 0.3), (0.3, 0.4, 0.5)), first=2, evaluations=3)
+    assert [cut.is_due([value]) for value in (0.19, 0.2, 0.21)] == [True, False, False]
+    assert cut.is_due([0.21, 0.29])  # Its best so far, .29, is below the median of theirs, .3.
+    assert not cut.is_due([0.0, 0.0, 0.0])  # Nothing is saved by it at the end.
+    assert not Cut(metric=ACCURACY, before=((0.9, 0.9, 0.9),), first=2, evaluations=3).is_due([0.1])
+    lower = Cut(metric=PERPLEXITY, before=((9.0, 8.0, 7.0), (5.0, 4.0, 3.0)), first=2, evaluations=3)
+    assert [lower.is_due([value]) for value in (6.9, 7.1)] == [False, True]
+
+
+def test_what_was_cut_short_elsewhere_is_made_whole_where_it_must_be(tmp_path: Path) -> None:
+    rates = Listed(values=tuple(10.0**power for power in range(-6, 0)))
+    plan = study(cell(space={"learning_rate": rates}))
+    whole = replace(plan, search=replace(plan.search, prune=False))
+    alone = only(run(whole, tmp_path / "whole.db"))
+    run(plan, tmp_path / "runs.db")
+    assert only(run(whole, tmp_path / "runs.db")).trials == alone.trials
+    # And the other way round: whole runs count as cut short where they would have been.
+    assert only(run(plan, tmp_path / "whole.db")).trials == only(run(plan, tmp_path / "runs.db")).trials
+
+
+def test_a_failing_run_is_a_result_and_stops_no_other(tmp_path: Path) -> None:
+    plan = study(cell(fails=[1e-4]), cell("SoRA", dies=[1e-2]), cell("all", fails=RATES.values))
+    findings = run(plan, tmp_path / "runs.db", workers=2)
+    lora, sora, nothing = findings.entries
+    assert {trial.values["learning_rate"]: trial.state for trial in lora.trials}[1e-4] is State.FAILED
+    assert list(lora.errors.values()) == ["the loss is not finite"]
+    assert "SIGKILL" in next(iter(sora.errors.values()))
+    assert lora.scores == sora.scores == pytest.approx((0.9, 0.901))
+    assert (nothing.chosen, nothing.scores) == (None, (None, None))
+    assert findings.counts["failed"] == 5
+
+
+def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    plan = study(cell(fails=[1e-4], log=str(log)))
+    run(plan, tmp_path / "runs.db")
+    before = len(log.read_text().splitlines())
+    run(plan, tmp_path / "runs.db")
+    assert len(log.read_text().splitlines()) == before
+    run(plan, tmp_path / "runs.db", retry=True)
+    assert len(log.read_text().splitlines()) == before + 1
+
+
+def test_nothing_is_run_twice_and_names_are_no_part_of_a_run(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    shared = {"log": str(log)}
+    findings = run(study(cell("one", **shared), cell("two", **shared)), tmp_path / "runs.db", workers=2)
+    lines = log.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 5
+    first, second = findings.entries
+    assert first.scores == second.scores
+    run(study(cell("renamed", **shared)), tmp_path / "runs.db")
+    assert log.read_text().splitlines() == lines
+    # A further seed is one run more.
+    run(study(cell("one", **shared), seeds=(0, 1, 2)), tmp_path / "runs.db")
+    assert len(log.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers: int, tmp_path: Path) -> None:
+    cells = [cell(name, best=best) for name, best in (("a", 1e-3), ("b", 1e-2), ("c", 1e-4))]
+    assert run(study(*cells), tmp_path / "runs.db", workers=workers) == run(study(*cells), tmp_path / "other.db")
+
+
+def test_the_database_can_be_queried(tmp_path: Path) -> None:
+    run(study(cell()), tmp_path / "runs.db")
+    with sqlite3.connect(tmp_path / "runs.db") as connection:
+        rows = connection.execute(
+            "SELECT json_extract(searched, '$.learning_rate'), json_extract(metrics, '$.accuracy') FROM runs "
+            "WHERE phase = 'final' ORDER BY seed"
+        ).fetchall()
+    assert rows == [(1e-3, pytest.approx(0.9)), (1e-3, pytest.approx(0.901))]
+
+
+def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    path.write_text("my notes, which are longer than the head of a database, and must stay\n" * 3)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="no database of a study"):
+        Store(path)
+    assert path.read_bytes() == before
+    newer = tmp_path / "newer.db"
+    with sqlite3.connect(newer) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(DataError, match="newer release"):
+        Store(newer)
+
+
+def probe(job: Job) -> Estimate:
+    """Times nothing."""
+    if job.contestant == "broken":
+        raise ValueError("no such module")
+    return Estimate(setup=1.0, step=0.5, steps=10, score=2.0)
+
+
+def test_the_time_is_told_from_a_probe_that_is_made_once(tmp_path: Path) -> None:
+    plan = study(cell(), cell("broken", best=1e-4))
+    with opened(tmp_path / "runs.db") as store:
+        found = estimated(plan, store, probe)
+        broken = found["broken on trec"]
+        assert isinstance(broken, Died)
+        assert broken.error == "no such module"
+        known = {name: one for name, one in found.items() if isinstance(one, Estimate)}
+        assert seconds_of(plan, known) == 8.0 * 5
+        assert plan.runs == 10
+        assert store.estimate(plan.final(plan.cells[0], 0, {"learning_rate": 1e-3}).key) == known["LoRA on trec"]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Listed(values=()), "at least one"),
+        (lambda: Listed(values=(1.0, 1.0)), "ascending"),
+        (lambda: Range(low=0.0, high=1.0), "low=0.0"),
+        (lambda: Range(low=1.0, high=1.0), "high=1.0"),
+        (lambda: Search(held=1.0), "held=1.0"),
+        (lambda: Search(evaluations=1), "prune=true needs"),
+        (lambda: Search(trials=0), "trials=0"),
+        (lambda: Search().count({"x": Range(low=1.0, high=2.0)}), "say how many"),
+        (lambda: Search(sampler=Sampler.GRID, trials=3).count({"x": Range(low=1.0, high=2.0)}), "x is a range"),
+    ],
+)
+def test_settings_out_of_range(make: Any, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        make()
+
+
+def test_a_job_is_known_by_what_its_result_depends_on() -> None:
+    job = Job(contestant="a", task="t", budget=None, phase=Phase.FINAL, seed=0, settings={"x": 1, "y": {"z": [1, 2]}})
+    same = Job(contestant="b", task="u", budget="1/2", phase=Phase.FINAL, seed=0, settings={"y": {"z": [1, 2]}, "x": 1})
+    assert job.key == same.key
+    others = [replace(job, seed=1), replace(job, phase=Phase.SEARCH), replace(job, settings={"x": 2, "y": {"z": [1, 2]}})]
+    assert len({one.key for one in (job, *others)}) == 4
+
+
+def test_outcomes_survive_the_file(tmp_path: Path) -> None:
+    outcome = Outcome(
+        state=State.FAILED, metrics={"loss": math.inf}, history=(Point(step=1, values={"loss": 2.0}),), error="x", machine={"cores": 2}
+    )
+    job = Job(contestant="a", task="t", budget=None, phase=Phase.FINAL, seed=0, settings={})
+    with opened(tmp_path / "runs.db") as store:
+        store.put(job, outcome)
+        assert store.get(job) == outcome
+        assert store.get(replace(job, seed=1)) is None

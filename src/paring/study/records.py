@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from paring.core.errors import DataError
 from paring.core.records import Point
 
 
@@ -201,6 +202,26 @@ class Findings:
     machines: Sequence[Mapping[str, Any]]
     counts: Mapping[str, int]
 
+    def to_json(self) -> str:
+        """Everything, as JSON text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Findings:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            DataError: it was not written so.
+        """
+        try:
+            data = json.loads(text)
+            data["metrics"] = {task: Metric(**metric) for task, metric in data["metrics"].items()}
+            data["entries"] = tuple(_entry(entry) for entry in data["entries"])
+            data["seeds"] = tuple(data["seeds"])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"This is not what a study has found: {error!r}.") from error
+
     def of(self, name: str) -> dict[str, Entry]:
         """The entries of a contestant at a budget (:attr:`Entry.name`), by task."""
         return {entry.task: entry for entry in self.entries if entry.name == name}
@@ -209,3 +230,9 @@ class Findings:
     def names(self) -> tuple[str, ...]:
         """All of :attr:`Entry.name`, in order."""
         return tuple(dict.fromkeys(entry.name for entry in self.entries))
+
+
+def _entry(data: Mapping[str, Any]) -> Entry:
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    given["trials"] = tuple(Trial(**{**trial, "state": State(trial["state"])}) for trial in data["trials"])
+    return Entry(**given)

@@ -1,6 +1,6 @@
 """The subcommands, one small file each."""
 
-from paring.cli.commands import compress, demo, evaluate, export, extract, fuse, inspect, merge, methods, predict, train, verify
+from paring.cli.commands import compress, demo, evaluate, export, extract, fuse, inspect, merge, methods, predict, study, train, verify
 from paring.cli.flags import Command
 
 COMMANDS: tuple[Command, ...] = (
@@ -16,5 +16,6 @@ COMMANDS: tuple[Command, ...] = (
     evaluate.COMMAND,
     fuse.COMMAND,
     methods.COMMAND,
+    study.COMMAND,
     demo.COMMAND,
 )

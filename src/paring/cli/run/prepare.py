@@ -100,7 +100,18 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
     Raises:
         ParingError: bad options, data or model.
     """
-    loaded = load(options, resume)
+    found = attach(options, method, load(options, resume))
+    if resume is not None:
+        check_targets(resume, config_of(found.adapted).target_modules)
+    return found
+
+
+def attach(options: TrainOptions, method: Method, loaded: Prepared) -> Prepared:
+    """The same with the adapter on the model.
+
+    Raises:
+        ParingError: modules that cannot be adapted.
+    """
     base, task = loaded.base, loaded.task
     wanted = targets(options.adapter.target_modules)
     if options.adapter.init_adapter is not None:
@@ -118,8 +129,6 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
         task_type=task.task_type,
         seed=options.training.seed,
     )
-    if resume is not None:
-        check_targets(resume, config_of(model).target_modules)
     # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.
     model.peft_config["default"].revision = vars(base.model.config).get("_commit_hash") or options.model.model_revision
     ranks = sum(factors.rank for factors in paring.snapshot(model).modules.values())

@@ -15,18 +15,31 @@ from paring.cli.console import say
 
 
 def calibrated(trainer: Trainer, model: PeftModel, count: int) -> None:
+    """Give the adapter its start from the first batches of the training, if it needs one, and say so.
+
+    Raises:
+        SettingError: the loss or a gradient is not finite.
+    """
+    modules, batches = calibrate_for(trainer, model, count)
+    if modules:
+        say(f"start: read off the gradient of {modules} modules on {batches} batches (--calibration_batches)")
+
+
+def calibrate_for(trainer: Trainer, model: PeftModel, count: int) -> tuple[int, int]:
     """Give the adapter its start from the first batches of the training, if it needs one; no generator is the worse for it.
+
+    Returns:
+        How many modules have got one, from how many batches.
 
     Raises:
         SettingError: the loss or a gradient is not finite.
     """
     if not any(slot.wants_calibration for slot in slots(model).values()):
-        return
+        return 0, 0
     with torch.random.fork_rng():
         loader = trainer.get_train_dataloader()
         batches = list(islice(loader, count))
         if len(batches) == count and isinstance(loader, DataLoaderStateMixin):
             # accelerate takes a loader that was not read to its end for the one that is being trained on.
             loader.end()
-        norms = paring.calibrate(model, batches)
-    say(f"start: read off the gradient of {len(norms)} modules on {len(batches)} batches (--calibration_batches)")
+        return len(paring.calibrate(model, batches)), len(batches)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import DataCollatorWithPadding, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+from paring.attach.find import adapters
 from paring.cli.data.encode import for_head, for_language
 from paring.cli.data.metrics import score
 from paring.cli.data.task import Task
@@ -75,7 +76,7 @@ def _head(
         assert not isinstance(outputs.label_ids, tuple)
         return score(task.kind, predictions, outputs.label_ids)
 
-    kind = ParingTrainer if isinstance(model, PeftModel) else Trainer
+    kind = ParingTrainer if adapters(model) else Trainer
     return kind(
         model=model,
         args=arguments(options, task, TrainingArguments, rows=len(rows.train), evaluates=rows.held_out is not None, max_length=limit),
@@ -109,7 +110,7 @@ def _language(
         "train_dataset": for_language(rows.train, task, base.tokenizer, "training"),
         "eval_dataset": for_language(rows.held_out, task, base.tokenizer, rows.origin) if rows.held_out is not None else None,
     }
-    kind = ParingSFTTrainer if isinstance(model, PeftModel) else SFTTrainer
+    kind = ParingSFTTrainer if adapters(model) else SFTTrainer
     trainer = kind(model=model, args=settings, processing_class=base.tokenizer, callbacks=callbacks, **prepared)
     if isinstance(trainer.train_dataset, Dataset) and len(trainer.train_dataset) == 0:
         raise DataError(f"Every row is longer than max_length={limit} tokens before its answer begins; raise --max_length.")

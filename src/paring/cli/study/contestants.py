@@ -1,0 +1,118 @@
+"""Adapters of PEFT's own as contestants, each in its best shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from paring.core.errors import SettingError, near
+
+BEGIN, END, EVERY = 0.1, 0.4, 10
+"""AdaLoRA's schedule where the file leaves it open: shares of all steps before it prunes and after it has, and steps between."""
+
+
+def check_peft(given: Mapping[str, Any]) -> None:
+    """Refuse a configuration that PEFT does not know.
+
+    Raises:
+        SettingError: in a sentence.
+    """
+    config(given, steps=1000)
+
+
+def config(given: Mapping[str, Any], steps: int) -> PeftConfig:
+    """PEFT's configuration; AdaLoRA's schedule is that of a training of so many steps.
+
+    Raises:
+        SettingError: no such type, or settings that it refuses.
+    """
+    known = {kind.value: cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = str(given.get("peft_type"))
+    if kind not in known:
+        raise SettingError(f"peft_type={kind!r}: PEFT has no such type.{near(kind, known)}")
+    values = {name: value for name, value in given.items() if name != "peft_type"}
+    made = known[kind]
+    if issubclass(made, AdaLoraConfig):
+        shape = {"total_step": steps, "tinit": int(BEGIN * steps), "tfinal": int(END * steps), "deltaT": EVERY}
+        values = {**shape, **values}
+    try:
+        return made(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise SettingError(f"peft: {kind} refuses these settings: {error}.") from error
+
+
+def adapt(
+    model: PreTrainedModel,
+    given: Mapping[str, Any],
+    *,
+    steps: int,
+    targets: str | list[str],
+    task_type: str,
+    saved: list[str] | None,
+    seed: int,
+) -> PeftModel:
+    """The model with PEFT's adapter on it.
+
+    Raises:
+        SettingError: PEFT refuses the settings or the modules.
+    """
+    made = config(given, steps)
+    if not made.is_prompt_learning:
+        vars(made)["target_modules"] = vars(made).get("target_modules") or targets
+        vars(made)["modules_to_save"] = vars(made).get("modules_to_save") or saved
+    vars(made)["task_type"] = task_type
+    torch.manual_seed(seed)  # PEFT draws from the default generator
+    try:
+        found = get_peft_model(model, made)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise SettingError(f"peft: {error}") from error
+    assert isinstance(found, PeftModel)
+    return found
+
+
+def parameters(model: PeftModel, *, start: bool = False) -> int:
+    """Adapter parameters: those that are trained but for heads; of AdaLoRA two vectors for each triplet, after the start the live ones'.
+
+    Args:
+        model: with PEFT's adapter on it.
+        start: before the first step, at which all of AdaLoRA's singular values are still zero.
+    """
+    if isinstance(model.peft_config["default"], AdaLoraConfig):
+        return sum(
+            (module["default"].numel() if start else int((module["default"] != 0).sum())) * _widths(model, name.removesuffix(".lora_E"))
+            for name, module in model.named_modules()
+            if name.endswith(".lora_E") and isinstance(module, torch.nn.ParameterDict)
+        )
+    return sum(
+        parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad and "modules_to_save" not in name
+    )
+
+
+def _widths(model: PeftModel, path: str) -> int:
+    layer = model.get_submodule(path)
+    a, b = (layer.get_submodule(name) for name in ("lora_A", "lora_B"))
+    assert isinstance(a, torch.nn.ParameterDict)
+    assert isinstance(b, torch.nn.ParameterDict)
+    return int(a["default"].shape[1] + b["default"].shape[0])
+
+
+def callbacks(model: PeftModel) -> list[TrainerCallback]:
+    """What has to follow the training of such an adapter."""
+    return [Allocate(model)] if isinstance(model.peft_config["default"], AdaLoraConfig) else []
+
+
+class Allocate(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """The call that AdaLoRA needs after each optimizer step, without which it never prunes."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The gradients are still there."""
+        tuner: Any = self.model.base_model
+        tuner.update_and_allocate(state.global_step)

@@ -1,0 +1,54 @@
+"""What a study's runs depend on beside their settings: the data and the model, known by their content and not by where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from paring.cli.run.base import WEIGHTS
+from paring.cli.study.flags import filled
+from paring.core.errors import DataError
+from paring.exchange.folder import digest
+from paring.study.plan import Study
+
+DATA = ("dataset_name", "eval_dataset_name", "chat_template_path")
+
+
+def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
+    """The study whose runs are known by the content of their files as well.
+
+    Raises:
+        DataError: a folder of data or weights is not there.
+    """
+    cells = []
+    for cell in study.cells:
+        flags = filled(cell.settings["flags"], definitions)
+        found = {name: _content(str(flags[name])) for name in DATA if flags.get(name) is not None}
+        base = Path(str(flags["model_name_or_path"]))
+        if base.is_dir():
+            found["model"] = _weights(base)
+        cells.append(replace(cell, settings={**cell.settings, "digests": found}))
+    return replace(study, cells=tuple(cells))
+
+
+@cache
+def _content(name: str) -> Any:
+    """The digests of the data files at a place; the name itself for what lies on the hub."""
+    path = Path(name)
+    if path.is_file():
+        return digest(path)
+    if path.is_dir():
+        found = {file.name: digest(file) for file in sorted(path.iterdir()) if file.is_file()}
+        if not found:
+            raise DataError(f"The folder {name!r} holds no data.")
+        return found
+    return name
+
+
+@cache
+def _weights(folder: Path) -> dict[str, str]:
+    names = {"config.json", *WEIGHTS, *(file.name for file in folder.glob("*.safetensors"))}
+    return {name: digest(folder / name) for name in sorted(names) if (folder / name).is_file()}

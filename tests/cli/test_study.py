@@ -1,0 +1,295 @@
+"""``paring study``: real runs on tiny models, kept, gone on with, and the same however often they were interrupted."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from paring.cli.study.build import build
+from paring.cli.study.digests import with_digests
+from paring.cli.study.text import read_text
+from paring.cli.study.work import Prober, Worker, _made, steps_of
+from paring.core.errors import DataError
+from paring.study.records import Job, Metric, Phase, State
+from paring.study.search import Asked, Cut
+from paring.train import Recorder
+
+Run = Callable[..., int]
+
+FILE = """\
+settings:
+  model_name_or_path: $base
+  per_device_train_batch_size: 16
+  num_train_epochs: 2
+tasks:
+  moods: {dataset_name: $data, metric: accuracy}
+contestants:
+  LoRA: {method: lora, rank: 2}
+  SoRA: {method: sora, rank: 4}
+search:
+  learning_rate: [1e-3, 1e-2]
+  evaluations: 2
+  held: 0.25
+seeds: 1
+"""
+
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "rank": 2},
+    "lora with dropout": {"method": "lora", "rank": 2, "dropout": 0.5},
+    "spectral": {"method": "spectral", "rank": 4, "budget": "50%"},
+    "lora_ga": {"method": "lora_ga", "rank": 2},
+    "lisa": {"method": "lisa", "layers": 1, "interval": 2},
+    "PEFT's LoRA": {"peft": {"peft_type": "LORA", "r": 2, "lora_dropout": 0.3}},
+    "PEFT's AdaLoRA": {"peft": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "deltaT": 1}},
+    "PEFT's VeRA": {"peft": {"peft_type": "VERA", "r": 4}, "target_modules": ["query", "value"]},
+}
+
+
+def job(bert: Path, moods: Path, contestant: str, *, phase: Phase = Phase.FINAL, seed: int = 0, **flags: Any) -> Job:
+    base = {"model_name_or_path": str(bert), "dataset_name": str(moods), "per_device_train_batch_size": 16, "num_train_epochs": 2}
+    settings: dict[str, Any] = {"flags": {**base, **CONTESTANTS[contestant], **flags}, "values": {"learning_rate": 3e-3}}
+    if phase is Phase.SEARCH:
+        settings["search"] = {"held": 0.25, "held_seed": 0, "evaluations": 2}
+    return Job(contestant=contestant, task="moods", budget=None, phase=phase, seed=seed, settings=settings)
+
+
+@pytest.mark.parametrize("contestant", CONTESTANTS)
+def test_a_run_of_every_kind(contestant: str, bert: Path, moods: Path) -> None:
+    outcome = Worker(definitions={})(Asked(job=job(bert, moods, contestant)))
+    assert outcome.error is None
+    assert (outcome.state, outcome.steps) == (State.FINISHED, 8)
+    assert 0.0 <= outcome.metrics["accuracy"] <= 1.0
+    assert outcome.seconds > 0
+    assert outcome.parameters
+    assert outcome.start_parameters
+    assert outcome.file_bytes
+    assert outcome.memory is None or outcome.memory > 10**8
+    assert outcome.versions["torch"] == torch.__version__ or outcome.versions["torch"] in torch.__version__
+    assert any("loss" in point.values for point in outcome.history)
+    # Rows that nothing was chosen by are scored once.
+    assert sum("eval_loss" in point.values for point in outcome.history) <= 1
+    if contestant in ("spectral", "PEFT's AdaLoRA"):
+        assert outcome.parameters <= 0.55 * outcome.start_parameters
+    elif contestant != "lisa":
+        assert outcome.parameters == outcome.start_parameters
+
+
+def test_the_same_run_gives_the_same_numbers(bert: Path, moods: Path) -> None:
+    first, second = (Worker(definitions={})(Asked(job=job(bert, moods, "lora with dropout"))) for _ in range(2))
+    assert first.metrics == second.metrics
+    losses = [[point.values["loss"] for point in outcome.history if "loss" in point.values] for outcome in (first, second)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 1
+
+
+class Order(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Notes which rows are trained on, in which order."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.seen: list[list[int]] = []
+        compute = trainer.compute_loss
+
+        def noted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.seen.append(inputs["input_ids"].sum(1).tolist())
+            return compute(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = noted
+
+
+def test_all_contestants_see_the_same_rows_in_the_same_order_and_begin_with_the_same_head(bert: Path, moods: Path, tmp_path: Path) -> None:
+    orders, heads = {}, {}
+    for contestant in CONTESTANTS:
+        made = _made(job(bert, moods, contestant), {}, Recorder(), tmp_path / contestant)
+        found = [
+            p.detach().clone() for name, p in made.prepared.model.named_parameters() if "classifier" in name and "original" not in name
+        ]
+        order = Order(made.trainer)
+        made.trainer.train()
+        orders[contestant], heads[contestant] = order.seen, found
+    first = orders["lora"]
+    assert len(first) == 8
+    assert first[:4] != first[4:], "epochs are in one order"
+    assert all(order == first for order in orders.values())
+    assert all(torch.equal(a, b) for found in heads.values() for a, b in zip(found, heads["lora"], strict=True))
+    made = _made(job(bert, moods, "lora", seed=1), {}, Recorder(), tmp_path / "other")
+    other = Order(made.trainer)
+    made.trainer.train()
+    assert other.seen != first
+
+
+def test_a_trial_is_scored_on_training_rows_that_it_was_not_trained_on(bert: Path, moods: Path, tmp_path: Path) -> None:
+    made = _made(job(bert, moods, "lora", phase=Phase.SEARCH), {}, Recorder(), tmp_path)
+    rows = made.prepared.rows
+    assert rows.held_out is not None
+    lines = set((moods / "train.tsv").read_text().splitlines()[1:])
+    for part, count in ((rows.train, 48), (rows.held_out, 16)):
+        assert len(part) == count
+        assert {f"{text}\t{label}" for text, label in zip(part["text"], part["label"], strict=True)} <= lines
+    numbers = [
+        set(part["__row__"] if "__row__" in part.column_names else part[part.column_names[-1]]) for part in (rows.train, rows.held_out)
+    ]
+    assert not numbers[0] & numbers[1]
+    again = _made(job(bert, moods, "lora", phase=Phase.SEARCH, seed=1), {}, Recorder(), tmp_path)
+    assert again.prepared.rows.held_out is not None
+    assert again.prepared.rows.held_out["text"][:] == rows.held_out["text"][:]
+
+
+def test_a_trial_is_cut_short_where_it_is_behind(bert: Path, moods: Path) -> None:
+    metric = Metric(name="accuracy", larger_is_better=True, points=100.0)
+    ahead = Cut(metric=metric, before=((2.0, 2.0), (2.0, 2.0)), first=2, evaluations=2)
+    asked = job(bert, moods, "lora", phase=Phase.SEARCH)
+    outcome = Worker(definitions={})(Asked(job=asked, cut=ahead))
+    assert (outcome.state, outcome.steps, outcome.metrics) == (State.PRUNED, 3, {})
+    whole = Worker(definitions={})(Asked(job=asked))
+    assert (whole.state, whole.steps) == (State.FINISHED, 6)
+    assert [point.step for point in whole.history if "eval_accuracy" in point.values] == [3, 6]
+
+
+def test_what_goes_wrong_in_a_run_is_what_came_of_it(bert: Path, moods: Path) -> None:
+    diverged = Worker(definitions={})(Asked(job=job(bert, moods, "lora", max_grad_norm=0.0, weight_decay=1e30)))
+    assert diverged.state is State.FAILED
+    assert diverged.error is not None
+    assert "diverged" in diverged.error
+    nowhere = Worker(definitions={})(Asked(job=job(bert, moods, "PEFT's LoRA", target_modules=["nothing"])))
+    assert nowhere.state is State.FAILED
+    assert "No modules were targeted" in str(nowhere.error)
+    assert nowhere.machine["cores"]
+
+
+def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:
+    estimate = Prober(definitions={})(job(bert, moods, "lora"))
+    assert estimate.steps == 8
+    assert 0 < estimate.step < 5
+    assert estimate.seconds == pytest.approx(estimate.setup + 8 * estimate.step + estimate.score)
+
+
+def test_steps_are_counted_as_transformers_does(bert: Path, moods: Path, tmp_path: Path) -> None:
+    for flags in ({"gradient_accumulation_steps": 3}, {"num_train_epochs": 1.3}, {"per_device_train_batch_size": 24}, {"max_steps": 5}):
+        made = _made(job(bert, moods, "lora", **flags), {}, Recorder(), tmp_path)
+        made.trainer.train()
+        assert made.trainer.state.max_steps == made.steps == steps_of(made.run.options, 64), flags
+
+
+def test_a_run_is_known_by_content_and_not_by_place(bert: Path, moods: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(FILE, encoding="utf-8")
+    text = read_text(tmp_path / "study.yaml")
+
+    def keys(base: Path, data: Path) -> list[str]:
+        names = {"base": str(base), "data": str(data)}
+        study = with_digests(build(text, names).study, names)
+        return [study.final(cell, 0, {"learning_rate": 1e-3}).key for cell in study.cells]
+
+    moved = tmp_path / "moved"
+    shutil.copytree(moods, moved)
+    assert keys(bert, moods) == keys(bert, moved)
+    changed = tmp_path / "changed"
+    shutil.copytree(moods, changed)
+    (changed / "train.tsv").write_text((moods / "train.tsv").read_text() + "the day was fine\tgood\n")
+    assert not set(keys(bert, moods)) & set(keys(bert, changed))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no data"):
+        keys(bert, tmp_path / "empty")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(FILE, encoding="utf-8")
+    return path
+
+
+def test_a_study_from_its_file_to_its_report(
+    file: Path, bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    define = f"base={bert},data={moods}"
+    assert run("study", file, "--plan", define=define) == 0
+    said = capsys.readouterr().err
+    assert "at most 6 runs (4 to choose settings, 2 with 1 seeds)" in said
+    assert "hours of 1 core" in said
+    folder = tmp_path / "small"
+    assert not (folder / "results.json").exists()
+    assert run("study", file, define=define, max_hours=1e-9) == 1
+    assert "more than --max_hours" in capsys.readouterr().err
+    assert run("study", file, define=define) == 0
+    outputs = capsys.readouterr()
+    assert outputs.out.strip() == str(folder / "report.html")
+    assert "6 of at most 6 runs" in outputs.err
+    results = (folder / "results.json").read_bytes()
+    assert str(bert) not in results.decode()
+    with sqlite3.connect(folder / "runs.db") as connection:
+        before = connection.execute("SELECT key, started FROM runs ORDER BY key").fetchall()
+    assert len(before) == 6
+    assert run("study", file, "--no_probe", define=define, workers=2) == 0
+    with sqlite3.connect(folder / "runs.db") as connection:
+        assert connection.execute("SELECT key, started FROM runs ORDER BY key").fetchall() == before
+    assert (folder / "results.json").read_bytes() == results
+    capsys.readouterr()
+    assert run("study", "compare", "SoRA", "LoRA", output_dir=folder) == 0
+    assert "SoRA" in capsys.readouterr().out
+    assert run("study", "compare", "SoRA", "LoRa", output_dir=folder) == 1
+    assert "Did you mean 'LoRA'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "flags", "said"),
+    [
+        ((), {}, "Give the study's YAML file"),
+        (("compare", "a"), {}, "Give two contestants"),
+        (("compare", "a", "b"), {"output_dir": "nowhere"}, "holds no findings.json"),
+        (("FILE",), {"define": "base"}, "--define base: give NAME=VALUE"),
+        (("FILE",), {}, "Give --define base=VALUE"),
+        (("FILE",), {"define": "base=BERT,data=MOODS", "reference": "LoRa"}, "Did you mean 'LoRA'"),
+        (("FILE",), {"define": "base=BERT,data=MOODS", "workers": 0}, "--workers 0"),
+        (("FILE",), {"define": "base=BERT,data=MOODS", "output_dir": "FILE"}, "is a file"),
+    ],
+)
+def test_a_wrong_command_is_refused(
+    words: tuple[str, ...],
+    flags: dict[str, Any],
+    said: str,
+    file: Path,
+    bert: Path,
+    moods: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def put(value: Any) -> Any:
+        return str(value).replace("FILE", str(file)).replace("BERT", str(bert)).replace("MOODS", str(moods))
+
+    assert run("study", *map(put, words), **{name: put(value) for name, value in flags.items()}) == 1
+    assert said in capsys.readouterr().err
+    assert not (file.parent / "small" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_three_times_finds_the_same(file: Path, bert: Path, moods: Path, tmp_path: Path) -> None:
+    def command(folder: Path) -> list[str]:
+        words = [sys.executable, "-m", "paring.cli", "study", str(file), "--define", f"base={bert},data={moods}", "--no_probe"]
+        return [*words, "--workers", "2", "--output_dir", str(folder)]
+
+    begun = time.perf_counter()
+    subprocess.run(command(tmp_path / "alone"), check=True, capture_output=True, timeout=300)
+    whole = time.perf_counter() - begun
+    chooser = random.Random(20261128)
+    for _ in range(3):
+        process = subprocess.Popen(command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole * chooser.uniform(0.3, 0.9))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command(tmp_path / "killed"), check=True, capture_output=True, timeout=300)
+    first, second = ((tmp_path / name / "results.json").read_bytes() for name in ("alone", "killed"))
+    assert first == second
+    assert json.loads(first)

@@ -1,0 +1,215 @@
+"""A study's file: what it means, and that what is wrong is told with its line before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paring.cli.study.build import Built, build
+from paring.cli.study.text import read_text
+from paring.core.errors import SettingError
+from paring.study.plan import Listed, Range, Sampler
+
+GOOD = """\
+name: small
+settings:
+  model_name_or_path: $base
+  max_steps: 4
+tasks:
+  moods:
+    dataset_name: $data
+    metric: accuracy
+  notes: {dataset_name: "$data/notes", metric: perplexity, task: causal-lm}
+contestants:
+  LoRA:
+    method: lora
+    rank: $rank
+  cut:
+    method: spectral
+    budget: $share
+  SoRA:
+    method: sora
+    search:
+      penalty: {low: 0.1, high: 1}
+  AdaLoRA:
+    peft: {peft_type: ADALORA, init_r: 4}
+    learning_rate: 2e-3
+budgets:
+  half: {rank: 2, share: 50%}
+  all: {rank: 4, share: 100%}
+search:
+  learning_rate: [1e-3, 3e-3]
+  trials: 5
+  held: 0.2
+seeds: [3, 5]
+threads: 2
+"""
+
+NAMES = {"base": "there", "data": "here"}
+
+
+def built(text: str, tmp_path: Path, names: dict[str, str] | None = None) -> Built:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return build(read_text(path), NAMES if names is None else names)
+
+
+def test_a_file_is_contestants_on_tasks_at_budgets(tmp_path: Path) -> None:
+    found = built(GOOD, tmp_path)
+    study = found.study
+    assert (study.name, study.seeds, found.threads) == ("small", (3, 5), 2)
+    assert [cell.name for cell in study.cells] == [
+        *("LoRA @ half on moods", "LoRA @ all on moods", "LoRA @ half on notes", "LoRA @ all on notes"),
+        *("cut @ half on moods", "cut @ all on moods", "cut @ half on notes", "cut @ all on notes"),
+        *("SoRA on moods", "SoRA on notes", "AdaLoRA on moods", "AdaLoRA on notes"),
+    ]
+    first = study.cells[0]
+    assert first.settings["flags"] == {
+        "model_name_or_path": "$base",  # what the command line says is no part of a run: its content is
+        "max_steps": 4,
+        "dataset_name": "$data",
+        "method": "lora",
+        "rank": 2,
+    }
+    rates = Listed(values=(1e-3, 3e-3))
+    assert first.space == {"learning_rate": rates}
+    assert study.cells[8].space == {"learning_rate": rates, "penalty": Range(low=0.1, high=1.0)}
+    assert (study.cells[10].space, study.cells[10].settings["flags"]["learning_rate"]) == ({}, 2e-3)
+    assert [study.search.count(cell.space) for cell in study.cells] == [2] * 8 + [5, 5, 0, 0]
+    assert study.search.sampler_for(study.cells[8].space) is Sampler.GP
+    assert (study.metrics["moods"].larger_is_better, study.metrics["notes"].larger_is_better) == (True, False)
+    assert study.runs == 8 * 2 + 10 + 12 * 2
+
+
+def test_it_may_be_short(tmp_path: Path) -> None:
+    text = "tasks: {a: {dataset_name: x, model_name_or_path: y, metric: loss}}\ncontestants: {b: {method: lora, learning_rate: 1e-3}}\n"
+    study = built(text, tmp_path, {}).study
+    assert (study.name, study.seeds, study.runs) == ("study", (0, 1, 2), 3)
+
+
+def line_of(part: str) -> int:
+    return next(number for number, line in enumerate(GOOD.splitlines(), 1) if part in line)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("tasks:", "taks:", "unknown key 'taks'. Did you mean 'tasks'"),
+        ("  max_steps: 4", "  max_stepz: 4", "Did you mean 'max_steps'"),
+        ("  max_steps: 4", "  max_steps: four", "expected a whole number"),
+        ("  max_steps: 4", "  max_steps: 0", "--max_steps 0: give at least 1"),
+        ("  max_steps: 4", "  output_dir: x", "a study writes, evaluates and saves in its own way"),
+        ("  max_steps: 4", "  seed: 3", "a study sets it for each run"),
+        ("  max_steps: 4", "  tolerance: 1se", "a study writes"),
+        ("    metric: accuracy", "    metric: acuracy", "Did you mean 'accuracy'"),
+        ("    method: lora", "    method: loar", "Did you mean 'lora'"),
+        ("    rank: $rank", "    rank: 0", "rank=0"),
+        ("    rank: $rank", "    rank: $rnak", "Did you mean 'rank'"),
+        ("    rank: $rank", "    rnak: 2", "Did you mean 'rank'"),
+        ("    rank: $rank", "    penalty: 2", "--penalty is a setting of"),
+        ("    budget: $share", "    budget: 300%", "at most 100%"),
+        ("      penalty: {low: 0.1, high: 1}", "      penalty: {low: 1, high: 1}", "high=1.0"),
+        ("      penalty: {low: 0.1, high: 1}", "      penalty: {low: 1}", "give both low and high"),
+        ("      penalty: {low: 0.1, high: 1}", "      penalty: many", "give a list of numbers"),
+        ("      penalty: {low: 0.1, high: 1}", "      penalti: [1, 2]", "Did you mean 'penalty'"),
+        ("    peft: {peft_type", "    peft: {peft_typ", "PEFT has no such type"),
+        ("ADALORA, init_r", "ADALORA, initial_rank", "ADALORA refuses these settings"),
+        ("  learning_rate: [1e-3, 3e-3]", "  learning_rate: [3e-3, 1e-3]", "ascending"),
+        ("  learning_rate: [1e-3, 3e-3]", "  learning_rate: [-1e-3, 3e-3]", "--learning_rate -0.001"),
+        ("  learning_rate: [1e-3, 3e-3]", "  penalty: [1e-3, 3e-3]", "its own `search:`"),
+        ("  learning_rate: [1e-3, 3e-3]", "  sampler: gird", "there is no sampler 'gird'"),
+        ("  trials: 5", "  trials: 0", "trials=0"),
+        ("  trials: 5", "  evaluations: 1", "prune=true needs"),
+        ("  trials: 5", "  sampler: grid", "penalty is a range"),
+        ("  held: 0.2", "  held: 2", "held=2"),
+        ("seeds: [3, 5]", "seeds: [3, 3]", "holds one twice"),
+        ("seeds: [3, 5]", "seeds: none", "give how many"),
+        ("threads: 2", "threads: 0", "at least 1"),
+        ("threads: 2", "seeds: 2", "stands here a second time"),
+        ("name: small", "name: [", "no valid YAML"),
+        ("    rank: $rank", "    rank: [$rank", "no valid YAML"),
+        ("  LoRA:", "  AdaLoRA:", "stands here a second time"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(old: str, new: str, said: str, tmp_path: Path) -> None:
+    assert old in GOOD
+    with pytest.raises(SettingError) as caught:
+        built(GOOD.replace(old, new), tmp_path)
+    assert said in str(caught.value)
+    place = str(caught.value).partition("line ")[2].partition(":")[0]
+    here = next(number for number, line in enumerate(GOOD.replace(old, new).splitlines(), 1) if new.strip() in line)
+    near = {here}
+    if "second time" in said:
+        near = {line_of("threads:"), line_of("  AdaLoRA:")}
+    if "no valid YAML" in said:
+        near = {here, here + 1, here + 2}
+    if said == "penalty is a range":
+        near = {line_of("search:") + 7, here, here - 3, here - 2}
+    assert int(place) in near, str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "a study needs `tasks:`"),
+        ("- a\n", "line 1: a study is a mapping"),
+        ("tasks: {a: {metric: loss}}\n", "a study needs `contestants:`"),
+        ("tasks: [a]\ncontestants: {}\n", "line 1: tasks is ['a']"),
+        ("tasks: {a: {dataset_name: x, model_name_or_path: y}}\ncontestants: {b: {method: lora}}\n", "it has no `metric:`"),
+        (
+            "tasks: {a: {dataset_name: x, model_name_or_path: y, metric: loss}}\ncontestants:\n  b: {method: lora}\n",
+            "line 3: contestant 'b' has no learning_rate",
+        ),
+        (
+            "tasks: {a: {dataset_name: x, model_name_or_path: y, metric: loss}}\ncontestants:\n  b: {rank: 3}\n",
+            "line 3: contestant 'b' needs either",
+        ),
+        (
+            "tasks: {a: {dataset_name: x, metric: loss}}\ncontestants: {b: {method: lora, learning_rate: 1}}\n",
+            "model_name_or_path must be given",
+        ),
+        ("? [1, 2]\n: 3\n", "is no name"),
+    ],
+)
+def test_what_is_missing_is_told(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingError) as caught:
+        built(text, tmp_path, {})
+    assert said in str(caught.value)
+
+
+def test_definitions_that_nothing_asks_for_and_names_that_nobody_defines(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"--define dta=...: nothing in .* says \$dta. Did you mean 'data'"):
+        built(GOOD, tmp_path, {**NAMES, "dta": "x"})
+    with pytest.raises(SettingError, match=r"line 7: nothing says what \$data is"):
+        built(GOOD, tmp_path, {"base": "there"})
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "claim.yaml").write_text(GOOD, encoding="utf-8")
+    with pytest.raises(SettingError, match=r"cannot be read \(No such file or directory\). Did you mean 'claim.yaml'"):
+        read_text(tmp_path / "claims.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingError, match="not in UTF-8"):
+        read_text(tmp_path / "bytes.yaml")
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 5000, encoding="utf-8")
+    with pytest.raises(SettingError):
+        read_text(tmp_path / "deep.yaml")
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]" for index in range(1, 9)]
+    (tmp_path / "laughs.yaml").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(SettingError, match="entries are no study"):
+        read_text(tmp_path / "laughs.yaml")
+    (tmp_path / "tag.yaml").write_text("name: !!python/object/apply:os.system ['true']\n", encoding="utf-8")
+    with pytest.raises(SettingError, match="line 1"):
+        read_text(tmp_path / "tag.yaml")
+
+
+def test_numbers_are_read_as_people_write_them(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.yaml"
+    path.write_text("a: [3e-4, 1E5, .5e1, 1_0e-1, 7, 0.5, -2e3]\nb: [e5, 3e, 1.2.3e4]\n", encoding="utf-8")
+    data = read_text(path).data
+    assert data["a"] == [3e-4, 1e5, 5.0, 1.0, 7, 0.5, -2e3]
+    assert data["b"] == ["e5", "3e", "1.2.3e4"]
+    assert yaml.safe_load("3e-4") == "3e-4"  # which is why

@@ -25,8 +25,8 @@ _WIDTH, _HEIGHT = 360.0, 220.0
 _FAR = 1e300  # values beyond are drawn there
 _NOTHING = 1e-290  # values below are drawn as 0
 _FLAT = 1e-9  # values that differ by less than this share of their size are one level
-_NICE = [1, 2, 2.5, 5, 10]
-_DIGIT = 7.0  # pixels that a character of a tick's label takes, with room
+NICE = [1, 2, 2.5, 5, 10]
+DIGIT = 7.0  # pixels that a character of a tick's label takes, with room
 _LABEL = 10  # longer labels share an offset
 _MARKED = 40  # up to so many points, each is marked
 _DENSE = 400  # with more points the line is thinner
@@ -97,7 +97,7 @@ def draw(chart: Chart, key: str) -> Drawn:
     """
     with canvas(_WIDTH, _HEIGHT) as figure:
         vertical = _vertical(chart)
-        left = max(50.0, 8 + _DIGIT * max((len(label) for label in vertical.labels), default=0))
+        left = max(50.0, 8 + DIGIT * max((len(label) for label in vertical.labels), default=0))
         top = 24 if vertical.offset else 12
         axes = figure.add_axes((left / _WIDTH, 30 / _HEIGHT, (_WIDTH - left - 14) / _WIDTH, (_HEIGHT - 30 - top) / _HEIGHT))
         axes.set_axis_off()
@@ -192,8 +192,8 @@ def _vertical(chart: Chart) -> _Vertical:
         spread = high - low
         pad = 0.06 * spread if spread > _FLAT * max(abs(low), abs(high)) else 0.1 * max(abs(low), abs(high))
         bottom, ceiling = (low if chart.from_zero and low == 0 else low - pad), high + pad
-    ticks = [tick for tick in MaxNLocator(4, steps=_NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling] if values else []
-    labels, offset = _axis_labels(ticks)
+    ticks = [tick for tick in MaxNLocator(4, steps=NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling] if values else []
+    labels, offset = axis_labels(ticks)
     return _Vertical(bottom=bottom, ceiling=ceiling, ticks=tuple(ticks), labels=tuple(labels), offset=offset)
 
 
@@ -213,27 +213,27 @@ def _frame(axes: Axes, chart: Chart, vertical: _Vertical) -> None:
     # Lines and words in place of matplotlib's axes: these take most of the time and bring nothing else.
     for tick, label in zip(vertical.ticks, vertical.labels, strict=True):
         axes.axhline(tick, color=ink("rule"), linewidth=1, zorder=1)
-        _write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
+        write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
     if vertical.offset:
-        _write(axes, (0, 1), (0, 8), f"add {vertical.offset}", axes.transAxes, "left", "center_baseline")
+        write(axes, (0, 1), (0, 8), f"add {vertical.offset}", axes.transAxes, "left", "center_baseline")
     ticks = _sizes(first, last, axes.bbox.width) if chart.across == "parameters" else _steps(first, last, axes.bbox.width)
     for tick, label in ticks:
         # What would stand out of the drawing on the right is moved in.
-        over = axes.transData.transform((tick, 0.0))[0] + _DIGIT * len(label) / 2 - _WIDTH
-        _write(axes, (tick, 0), (min(0.0, -over), -6), label, axes.get_xaxis_transform(), "center", "top")
+        over = axes.transData.transform((tick, 0.0))[0] + DIGIT * len(label) / 2 - _WIDTH
+        write(axes, (tick, 0), (min(0.0, -over), -6), label, axes.get_xaxis_transform(), "center", "top")
     axes.axhline(vertical.bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
     if chart.across == "step":
-        _write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
+        write(axes, (0, 0), (-6, -6), "step", axes.transAxes, "right", "top")
     if not any(curve.finite for curve in chart.curves) and chart.start is None:
-        _write(axes, (0.5, 0.5), (0, 0), "no finite value", axes.transAxes, "center", "center")
+        write(axes, (0.5, 0.5), (0, 0), "no finite value", axes.transAxes, "center", "center")
 
 
 def _steps(first: int, last: int, width: float) -> list[tuple[float, str]]:
     """Ticks over the steps with their labels: five, or fewer where these would touch."""
     for most in (5, 4, 3, 2):
-        ticks = [tick for tick in MaxNLocator(most, steps=_NICE, integer=True).tick_values(first, last) if first <= tick <= last]
+        ticks = [tick for tick in MaxNLocator(most, steps=NICE, integer=True).tick_values(first, last) if first <= tick <= last]
         labels = _tick_labels(ticks)
-        if _DIGIT * sum(len(label) + 1 for label in labels) <= width:
+        if DIGIT * sum(len(label) + 1 for label in labels) <= width:
             break
     return list(zip(ticks, labels, strict=True))
 
@@ -243,7 +243,7 @@ def _sizes(first: int, last: int, width: float) -> list[tuple[float, str]]:
     ticks: list[float] = []
     for subs in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
         ticks = [tick for tick in LogLocator(subs=subs, numticks=20).tick_values(first, last) if first <= tick <= last]
-        if _DIGIT * sum(len(label) + 2 for label in map(_brief, ticks)) <= width:
+        if DIGIT * sum(len(label) + 2 for label in map(_brief, ticks)) <= width:
             break
     # A span between two powers of ten has its own ends.
     ticks = ticks or [float(first), float(last)][: 1 if first == last else 2]
@@ -254,9 +254,10 @@ def _brief(size: float) -> str:
     return f"{size / 1000:g}k" if 1000 <= size < 10**6 else brief_count(round(size))
 
 
-def _write(
+def write(
     axes: Axes, at: tuple[float, float], offset: tuple[float, float], text: str, transform: Transform, across: _Across, up: _Up
 ) -> None:
+    """A word or number beside the data, so many pixels from a place."""
     axes.annotate(
         text,
         at,
@@ -271,7 +272,7 @@ def _write(
     )
 
 
-def _axis_labels(ticks: Sequence[float]) -> tuple[list[str], str]:
+def axis_labels(ticks: Sequence[float]) -> tuple[list[str], str]:
     """Labels that fit beside an axis, and what is to be added to each of them; empty where they say it all."""
     labels = _tick_labels(ticks)
     if len(ticks) < 2 or max(map(len, labels)) <= _LABEL:

@@ -105,7 +105,7 @@ def render(record: RunRecord) -> str:
     """
     key = "run"
     drawn = [draw(chart, f"{key}-chart-{index}") for index, chart in enumerate(charts(record), 1)]
-    return _page(
+    return fill(
         "run.html",
         title=record.title,
         run=_run(record, record.title, key),
@@ -126,7 +126,7 @@ def render_many(records: Sequence[RunRecord], *, title: str = "Runs side by side
     runs = [_run(record, label, f"run-{index}") for index, (record, label) in enumerate(zip(records, labels, strict=True), 1)]
     drawn = [draw(chart, f"chart-{index}") for index, chart in enumerate(charts_of_many(records, labels), 1)]
     histories = [tables.history_table(record, f"{run.key}-history") for record, run in zip(records, runs, strict=True)]
-    return _page(
+    return fill(
         "many.html",
         title=title,
         runs=runs,
@@ -271,7 +271,8 @@ def _notices(record: RunRecord) -> tuple[str, ...]:
     return tuple(notices)
 
 
-def _page(name: str, *, charts: Sequence[Drawn], **values: Any) -> str:
+def fill(name: str, *, charts: Sequence[Drawn] = (), **values: Any) -> str:
+    """One of the templates with its values put in."""
     page = _templates().get_template(name).render(charts=charts, most_charts=MOST_CHARTS, series=range(1, SERIES + 1), **values)
     return page.rstrip("\n") + "\n"
 

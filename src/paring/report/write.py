@@ -25,7 +25,7 @@ def write_report(record: RunRecord, path: str | os.PathLike[str], *, overwrite: 
         OutputExistsError: ``path`` is there and ``overwrite`` is false, or it is a folder.
         ExportError: it could not be written.
     """
-    return _write(Path(path), lambda: render(record), overwrite)
+    return write_page(Path(path), lambda: render(record), overwrite)
 
 
 def write_comparison(
@@ -38,10 +38,16 @@ def write_comparison(
         OutputExistsError: ``path`` is there and ``overwrite`` is false, or it is a folder.
         ExportError: it could not be written.
     """
-    return _write(Path(path), lambda: render_many(records, title=title), overwrite)
+    return write_page(Path(path), lambda: render_many(records, title=title), overwrite)
 
 
-def _write(path: Path, page: Callable[[], str], overwrite: bool) -> Path:
+def write_page(path: Path, page: Callable[[], str], overwrite: bool) -> Path:
+    """Write a page, whole or not at all.
+
+    Raises:
+        OutputExistsError: ``path`` is there and ``overwrite`` is false, or it is a folder.
+        ExportError: it could not be written.
+    """
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder: give the name of a file, {path / 'report.html'} for example.")
     if not overwrite and os.path.lexists(path):

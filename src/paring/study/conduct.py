@@ -137,8 +137,10 @@ def gathered(study: Study, entries: tuple[Entry, ...], outcomes: Iterable[Outcom
     versions: dict[str, set[str]] = {}
     machines: dict[str, Mapping[str, Any]] = {}
     counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(str(trial.state) for trial in entry.trials)
+        counts.update(str(State.FAILED if score is None else State.FINISHED) for score in entry.scores if entry.chosen is not None)
     for outcome in outcomes:
-        counts[str(outcome.state)] += 1
         machines.setdefault(repr(sorted(outcome.machine.items())), outcome.machine)
         for name, version in outcome.versions.items():
             versions.setdefault(name, set()).add(version)

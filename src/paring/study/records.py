@@ -204,7 +204,7 @@ class Findings:
 
     def to_json(self) -> str:
         """Everything, as JSON text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=True) + "\n"
+        return json.dumps(asdict(self), indent=1, allow_nan=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Findings:

@@ -99,7 +99,7 @@ def _write(findings: Findings, folder: Path, reference: str | None) -> None:
     from paring.study.page import write_study_page
     from paring.study.results import costs_to_json, to_json
 
-    replace_file(folder / RESULTS, to_json(findings).encode())
+    replace_file(folder / RESULTS, to_json(findings, reference).encode())
     replace_file(folder / COSTS, costs_to_json(findings).encode())
     replace_file(folder / FINDINGS, findings.to_json().encode())
     write_study_page(findings, folder / PAGE, reference=reference, overwrite=True)

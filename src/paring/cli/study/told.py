@@ -12,11 +12,10 @@ from rich.table import Table
 from paring.cli.console import say
 from paring.cli.study.work import Prober
 from paring.core.errors import SettingError
-from paring.report.words import duration
 from paring.study.conduct import estimated, seconds_of
 from paring.study.plan import Estimate, Study
 from paring.study.records import Entry, Findings
-from paring.study.statistics import compare
+from paring.study.statistics import FEW, Interval, compare
 
 if TYPE_CHECKING:
     from paring.cli.study.build import Built
@@ -84,5 +83,20 @@ def _chosen(entry: Entry) -> str:
 def comparison_told(findings: Findings, first: str, second: str) -> None:
     """Two contestants, seed by seed."""
     found = compare(findings, first, second)
-    print(found)
-    print(duration(0.0))
+    table = Table("task", "difference", "95% interval", "pairs")
+    rows = {**found.tasks, **({"all tasks": found.overall} if found.overall is not None else {})}
+    for task, interval in rows.items():
+        table.add_row(task, f"{interval.mean:+.2f}", _between(interval), str(interval.count))
+    console = Console(highlight=False)
+    console.print(f"{first} minus {second}, in points, paired by seed; above zero {first} is better")
+    console.print(table)
+    for said in found.missing:
+        console.print(f"left out: {said}")
+    if found.p is not None:
+        console.print(f"sign-flip test that there is no difference: p = {found.p:.3g}")
+    if len(findings.seeds) < FEW:
+        console.print(f"With {len(findings.seeds)} seeds an interval is narrower than it should be: it holds only what these seeds show.")
+
+
+def _between(interval: Interval) -> str:
+    return "none" if interval.low is None or interval.high is None else f"{interval.low:+.2f} to {interval.high:+.2f}"

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from paring.report import render
+from paring.study.page import render_study
 from tests.report.samples import LLAMA, comparison, modules, page, run
+from tests.study import samples as studies
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -44,12 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "usual.html").write_text(page("usual"), "utf-8")
     (path / "wide.html").write_text(render(run(modules=wide, history=(), title="a_title_without_a_single_blank_" * 4)), "utf-8")
     (path / "many.html").write_text(comparison(), "utf-8")
+    (path / "study.html").write_text(render_study(studies.usual()), "utf-8")
+    (path / "study evil.html").write_text(render_study(studies.evil()), "utf-8")
     for name in ("evil", "nothing", "all NaN"):
         (path / f"{name}.html").write_text(page(name), "utf-8")
     return path
 
 
-PAGES = ["usual", "wide", "many", "evil", "nothing", "all NaN"]
+PAGES = ["usual", "wide", "many", "evil", "nothing", "all NaN", "study", "study evil"]
 
 
 def _open(browser: Any, file: Path, *, width: int = 1200, scheme: str = "light") -> tuple[Any, list[str], list[str]]:

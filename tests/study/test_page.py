@@ -72,8 +72,8 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
 
 def test_nothing_is_called_the_best_without_an_interval() -> None:
     text = " ".join(Page(render_study(one_seed())).text.split())
-    assert "has it; so may LoRA" in text
-    assert re.search(r"LoRA\s*90\.00\s*1 of 1\s*no", text)
+    assert "it is this one, or LoRA" in text
+    assert re.search(r"LoRA\s*90\.00\s*1 of 1\s*not told apart", text)
 
 
 def test_the_others_are_compared_with_the_reference() -> None:

@@ -13,7 +13,7 @@ from paring.report.curves import DIGIT, NICE, Drawn, axis_labels, write
 from paring.report.drawing import DASHES, SERIES, canvas, ink, themed
 from paring.report.words import number, shorten
 
-_WIDTH, _HEIGHT = 540.0, 300.0
+_WIDTH, _HEIGHT = 360.0, 240.0
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -127,7 +127,7 @@ def _trace(axes: Axes, trace: Trace, *, joined: bool) -> None:
         linewidth=1.75,
         linestyle=line if joined else "none",
         marker=_MARKS[trace.style % len(_MARKS)],
-        markersize=6,
+        markersize=5.5,
         markeredgewidth=0,
         clip_on=False,
     )

@@ -152,7 +152,7 @@ def _results(findings: Findings, task: str, key: str) -> Table:
         ("Contestant", False),
         (f"{name} [95%]", True),
         ("Seeds", True),
-        ("Told apart from the highest mean" if metric.larger_is_better else "Told apart from the lowest mean", False),
+        ("The highest mean" if metric.larger_is_better else "The lowest mean", False),
         ("On the rows chosen by", True),
         ("Chosen", False),
         ("Parameters", True),
@@ -168,9 +168,8 @@ def _apart(name: str, told: tuple[str, frozenset[str]] | None) -> str:
         return NOTHING
     best, alike = told
     if name == best:
-        others = ", ".join(sorted(alike))
-        return f"has it; so may {others}" if alike else "has it"
-    return "no" if name in alike else "yes"
+        return f"it is this one, or {' or '.join(sorted(alike))}" if alike else "it is this one"
+    return "not told apart" if name in alike else "told apart"
 
 
 def _chosen(entry: Entry) -> str:

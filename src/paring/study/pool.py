@@ -14,6 +14,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, TypeVar
 
+PATIENCE = 10.0
+"""Seconds in which a process has to end."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -59,10 +62,14 @@ class Pool(Generic[T, R]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
+        for worker, _ in self._busy.values():
             worker.process.terminate()
-            worker.process.join()
-            worker.connection.close()
+        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
+            worker.connection.close()  # which an idle one takes for the end
+            worker.process.join(PATIENCE)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
         self._idle, self._busy = [], {}
 
     @property

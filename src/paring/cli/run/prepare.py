@@ -106,8 +106,14 @@ def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepa
     return found
 
 
-def attach(options: TrainOptions, method: Method, loaded: Prepared) -> Prepared:
+def attach(options: TrainOptions, method: Method, loaded: Prepared, *, headed: bool = True) -> Prepared:
     """The same with the adapter on the model.
+
+    Args:
+        options: all options of the run.
+        method: how modules are adapted.
+        loaded: the model.
+        headed: whether it has the head of its task.
 
     Raises:
         ParingError: modules that cannot be adapted.
@@ -126,7 +132,7 @@ def attach(options: TrainOptions, method: Method, loaded: Prepared) -> Prepared:
         target_modules=wanted,
         exclude_modules=None if options.adapter.exclude_modules is None else targets(options.adapter.exclude_modules),
         modules_to_save=listed(options.adapter.modules_to_save),
-        task_type=task.task_type,
+        task_type=task.task_type if headed else None,
         seed=options.training.seed,
     )
     # The very commit, where the model came from the hub: a branch may move before the adapter is loaded again.

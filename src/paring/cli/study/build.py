@@ -10,6 +10,8 @@ from typing import Any
 
 from paring.cli.data.metrics import METRICS, SMALLER_IS_BETTER
 from paring.cli.study.flags import check_flag, filled, parsed, unfilled
+from paring.cli.study.planted import METRICS as PLANTED
+from paring.cli.study.planted import planting
 from paring.cli.study.text import Place, Text
 from paring.core.errors import ParingError, SettingError, near
 from paring.study.plan import Cell, Listed, Range, Sampler, Search, Space, Study
@@ -140,13 +142,20 @@ def _values(text: Text, place: Place, value: Any) -> Listed | Range:
 def _metric(text: Text, task: str) -> Metric:
     place = ("tasks", task)
     flags = text.mapping(place)
-    _check_flags(text, place, {name: value for name, value in flags.items() if name != "metric"})
+    _check_flags(text, place, {name: value for name, value in flags.items() if name not in ("metric", "planted")})
     name = flags.get("metric")
     known = sorted({metric for metrics in METRICS.values() for metric in metrics} | {"perplexity"})
+    if "planted" in flags:
+        known = list(PLANTED)
+        try:
+            planting(text.mapping((*place, "planted")))
+        except SettingError as error:
+            raise text.wrong((*place, "planted"), str(error)) from error
     if name not in known:
         said = "it has no `metric:`" if name is None else f"there is no metric {name!r}"
         raise text.wrong((*place, "metric"), f"task {task!r}: {said}.{near(str(name), known)} Give one of {', '.join(known)}.")
-    return Metric(name=str(name), larger_is_better=name not in SMALLER_IS_BETTER, points=100.0 if name in POINTS else 1.0)
+    larger = name not in SMALLER_IS_BETTER and name not in PLANTED
+    return Metric(name=str(name), larger_is_better=larger, points=100.0 if name in POINTS or name in PLANTED else 1.0)
 
 
 def _check_flags(text: Text, place: Place, flags: Mapping[str, Any]) -> None:
@@ -169,6 +178,7 @@ def _cells(text: Text, contestant: str, task: str, budgets: Mapping[str, Any], c
     _check_flags(text, place, {name: value for name, value in given.items() if name not in ("method", "peft")})
     flags = {**text.mapping(("settings",)), **text.mapping(("tasks", task)), **given}
     flags.pop("metric", None)
+    flags.pop("planted", None)
     # What is given outright is not searched.
     space = {name: of for name, of in space.items() if name not in given}
     if "learning_rate" not in {**space, **flags}:
@@ -206,7 +216,8 @@ def _cell(
             _try(filled({**flags, **values, "seed": 0}, definitions))
         except ParingError as error:
             raise text.wrong(_blamed(text, place, task, str(error)), f"{contestant}: {error}") from error
-    return Cell(contestant=contestant, task=task, budget=budget, space=space, settings={"flags": dict(flags)})
+    more = {"planted": dict(text.mapping(("tasks", task, "planted")))} if "planted" in text.mapping(("tasks", task)) else {}
+    return Cell(contestant=contestant, task=task, budget=budget, space=space, settings={"flags": dict(flags), **more})
 
 
 def _try(flags: Mapping[str, Any]) -> None:

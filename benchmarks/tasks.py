@@ -50,6 +50,12 @@ def decoder() -> PreTrainedModel:
     return model
 
 
+def decoder_tokenizer() -> Any:
+    """SmolLM2's own."""
+    file = _gguf()
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Texts:
     """Encoded texts, each its own labels."""
@@ -67,8 +73,7 @@ class Texts:
 
 def texts(folder: Path, task: str, split: str, limit: int, length: int = 64) -> Texts:
     """The texts of ``<folder>/<task>/<split>.tsv`` as the decoder reads them."""
-    file = _gguf()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = decoder_tokenizer()
     rows = [row["text"] for row in _rows(folder, task, split)[:limit]]
     return Texts(tokens=tuple(map(tuple, tokenizer(rows, truncation=True, max_length=length)["input_ids"])))
 

@@ -21,6 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 import paring
 from paring.attach.find import layers, slots
 from paring.cli.main import main
+from paring.cli.study.build import build
+from paring.cli.study.text import read_text
 from paring.core.errors import TargetError
 from paring.core.prox import released_threshold, soft_threshold
 from paring.methods.lora import LoRA
@@ -354,7 +356,7 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     helped = ""
     # Other flags of a method's own are shown beside it.
     trained = ("train", "train --budget 1k", "train --method dora")
-    for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect"):
+    for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect", "study"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}
@@ -395,3 +397,16 @@ def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tm
     made = tables.table("sora-accuracy", results)
     assert "| trec | SoRA | 0.001 | 50.00 ± 1.00 | 1,234 | 25% | -0.12 |" in made
     assert "Measured 2000-01-01 on abacus, 2 cores, 1 threads; torch 1. Repeated by `python benchmarks/x.py`." in made
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.name)
+def test_studies_of_the_pages_are_accepted(page: Path, tmp_path: Path) -> None:
+    for text in blocks(page, "yaml"):
+        if "contestants:" in text:
+            (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+            assert build(read_text(tmp_path / "study.yaml"), {"base": "x", "data": "y"}).study.cells
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "studies").glob("*.yaml")), ids=lambda path: path.name)
+def test_studies_of_the_benchmarks_are_accepted(path: Path) -> None:
+    assert build(read_text(path), {"base": "x", "data": "y"}).study.runs > 10

@@ -21,7 +21,7 @@ import paring
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-USERS = ("trl", "quant", "demo")
+USERS = ("trl", "quant", "study", "demo")
 
 
 def requirements(*extras: str) -> dict[str, Requirement]:

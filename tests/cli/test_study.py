@@ -54,6 +54,9 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "lisa": {"method": "lisa", "layers": 1, "interval": 2},
     "PEFT's LoRA": {"peft": {"peft_type": "LORA", "r": 2, "lora_dropout": 0.3}},
     "PEFT's AdaLoRA": {"peft": {"peft_type": "ADALORA", "init_r": 4, "target_r": 2, "deltaT": 1}},
+    "PEFT's LoRA-GA": {"peft": {"peft_type": "LORA", "r": 2, "init_lora_weights": "lora_ga"}},
+    "PEFT's EVA": {"peft": {"peft_type": "LORA", "r": 2, "init_lora_weights": "eva"}, "target_modules": ["query", "value"]},
+    "PEFT's DoRA": {"peft": {"peft_type": "LORA", "r": 2, "use_dora": True}},
     "PEFT's VeRA": {"peft": {"peft_type": "VERA", "r": 4}, "target_modules": ["query", "value"]},
 }
 
@@ -167,6 +170,8 @@ def test_what_goes_wrong_in_a_run_is_what_came_of_it(bert: Path, moods: Path) ->
     assert nowhere.state is State.FAILED
     assert "No modules were targeted" in str(nowhere.error)
     assert nowhere.machine["cores"]
+    pooled = Worker(definitions={})(Asked(job=job(bert, moods, "PEFT's EVA", target_modules="all-linear")))
+    assert "poolers left out" in str(pooled.error)
 
 
 def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:
@@ -217,7 +222,7 @@ def test_a_study_from_its_file_to_its_report(
     define = f"base={bert},data={moods}"
     assert run("study", file, "--plan", define=define) == 0
     said = capsys.readouterr().err
-    assert "at most 6 runs (4 to choose settings, 2 with 1 seeds)" in said
+    assert "at most 6 runs (4 to choose settings, 2 with 1 seed)" in said
     assert "hours of 1 core" in said
     folder = tmp_path / "small"
     assert not (folder / "results.json").exists()
@@ -253,6 +258,7 @@ def test_a_study_from_its_file_to_its_report(
         (("FILE",), {}, "Give --define base=VALUE"),
         (("FILE",), {"define": "base=BERT,data=MOODS", "reference": "LoRa"}, "Did you mean 'LoRA'"),
         (("FILE",), {"define": "base=BERT,data=MOODS", "workers": 0}, "--workers 0"),
+        (("FILE", "--no_probe"), {"define": "base=BERT,data=MOODS", "max_hours": 1}, "leave one of them out"),
         (("FILE",), {"define": "base=BERT,data=MOODS", "output_dir": "FILE"}, "is a file"),
     ],
 )

@@ -65,12 +65,16 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path) -> int:
     from paring.cli.console import INTERRUPTED, say
     from paring.cli.study.digests import with_digests
     from paring.cli.study.progress import Line, workers_for
-    from paring.cli.study.told import plan_told
+    from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
     from paring.study.conduct import conduct
 
     study = with_digests(built.study, built.definitions)
     workers = workers_for(options.workers, built.threads)
+    if options.no_probe:
+        if options.max_hours is not None:
+            raise SettingError("--no_probe and --max_hours: the hours are known from timing a few steps; leave one of them out.")
+        runs_told(study)
     estimates = {} if options.no_probe else plan_told(study, store, built, options.max_hours)
     if options.plan:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderStateMixin
@@ -37,9 +38,15 @@ def calibrate_for(trainer: Trainer, model: PeftModel, count: int) -> tuple[int, 
     if not any(slot.wants_calibration for slot in slots(model).values()):
         return 0, 0
     with torch.random.fork_rng():
-        loader = trainer.get_train_dataloader()
-        batches = list(islice(loader, count))
-        if len(batches) == count and isinstance(loader, DataLoaderStateMixin):
-            # accelerate takes a loader that was not read to its end for the one that is being trained on.
-            loader.end()
+        batches = first_batches(trainer, count)
         return len(paring.calibrate(model, batches)), len(batches)
+
+
+def first_batches(trainer: Trainer, count: int) -> list[Any]:
+    """So many batches as the training will see them."""
+    loader = trainer.get_train_dataloader()
+    batches = list(islice(loader, count))
+    if len(batches) == count and isinstance(loader, DataLoaderStateMixin):
+        # accelerate takes a loader that was not read to its end for the one that is being trained on.
+        loader.end()
+    return batches

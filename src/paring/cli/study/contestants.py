@@ -6,14 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    AdaLoraConfig,
+    EvaConfig,
+    LoraConfig,
+    LoraGAConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    initialize_lora_eva_weights,
+    preprocess_loraga,
+)
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from paring.attach.config import ParingConfig
+from paring.attach.targets import find_targets
 from paring.core.errors import SettingError, near
+from paring.methods.lora import LoRA
 
 BEGIN, END, EVERY = 0.1, 0.4, 10
 """AdaLoRA's schedule where the file leaves it open: shares of all steps before it prunes and after it has, and steps between."""
+
+
+GRADIENT, INPUTS = "lora_ga", "eva"
+"""Starts of PEFT's that are read off batches: LoRA-GA off the gradient, EVA off the modules' inputs."""
 
 
 def check_peft(given: Mapping[str, Any]) -> None:
@@ -36,6 +54,12 @@ def config(given: Mapping[str, Any], steps: int) -> PeftConfig:
     if kind not in known:
         raise SettingError(f"peft_type={kind!r}: PEFT has no such type.{near(kind, known)}")
     values = {name: value for name, value in given.items() if name != "peft_type"}
+    if values.get("init_lora_weights") == "corda":
+        raise SettingError("peft: a study does not make the covariances that CorDA starts from; leave it out.")
+    if values.get("init_lora_weights") == GRADIENT:
+        values.setdefault("lora_ga_config", LoraGAConfig())
+    if values.get("init_lora_weights") == INPUTS:
+        values.setdefault("eva_config", EvaConfig())
     made = known[kind]
     if issubclass(made, AdaLoraConfig):
         shape = {"total_step": steps, "tinit": int(BEGIN * steps), "tfinal": int(END * steps), "deltaT": EVERY}
@@ -55,8 +79,19 @@ def adapt(
     task_type: str | None,
     saved: list[str] | None,
     seed: int,
+    batches: Sequence[Mapping[str, Any]] = (),
 ) -> PeftModel:
     """The model with PEFT's adapter on it.
+
+    Args:
+        model: the model.
+        given: PEFT's configuration, with its ``peft_type``.
+        steps: of the training.
+        targets: modules to adapt, where the configuration names none.
+        task_type: PEFT's name of the task.
+        saved: modules to train in full beside it, where the configuration names none.
+        seed: of its start.
+        batches: of the training data, for starts that are read off them (:func:`needs_batches`).
 
     Raises:
         SettingError: PEFT refuses the settings or the modules.
@@ -68,11 +103,43 @@ def adapt(
     vars(made)["task_type"] = task_type
     torch.manual_seed(seed)  # PEFT draws from the default generator
     try:
+        if isinstance(made, LoraConfig) and made.init_lora_weights == GRADIENT:
+            made.target_modules = _named(model, targets, task_type)
+            preprocess_loraga(model, made, lambda: _backward(model, batches))
         found = get_peft_model(model, made)
+        if isinstance(made, LoraConfig) and made.init_lora_weights == INPUTS:
+            masked = [{name: value for name, value in batch.items() if name != "labels"} for batch in batches]
+            _eva(found, masked)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise SettingError(f"peft: {error}") from error
     assert isinstance(found, PeftModel)
     return found
+
+
+def _named(model: PreTrainedModel, targets: str | list[str], task_type: str | None) -> list[str]:
+    wanted = ParingConfig(method=LoRA(), target_modules=targets, task_type=task_type)
+    return list(find_targets(wanted, model))
+
+
+def _backward(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> None:
+    call: Any = model
+    for batch in batches:
+        call(**batch).loss.backward()
+
+
+def _eva(model: PeftModel, batches: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise SettingError(
+            f"peft: EVA could not be started ({error}). It wants modules that see a vector for each token: name such ones by "
+            "target_modules, poolers left out."
+        ) from error
+
+
+def needs_batches(given: Mapping[str, Any]) -> bool:
+    """Whether the adapter's start is read off a few batches, which PEFT leaves to its caller; without them it would be another start."""
+    return given.get("init_lora_weights") in (GRADIENT, INPUTS)
 
 
 def parameters(model: PeftModel, *, start: bool = False) -> int:

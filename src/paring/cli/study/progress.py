@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from statistics import fmean
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -19,13 +20,15 @@ from paring.study.search import Asked
 
 
 def workers_for(asked: int | None, threads: int) -> int:
-    """How many runs are made at a time.
+    """How many runs are made at a time; by default one on an accelerator, and else as many as fit the cores.
 
     Raises:
         SettingError: none.
     """
     if asked is not None and asked < 1:
         raise SettingError(f"--workers {asked}: give at least 1.")
+    if asked is None and torch.accelerator.is_available():
+        return 1
     return asked or max(1, (os.cpu_count() or 1) // threads)
 
 

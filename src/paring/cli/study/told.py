@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from paring.study.store import Store
 
 
+def runs_told(study: Study, more: str = "") -> None:
+    """Say how many runs the study takes."""
+    trials = sum(study.search.count(cell.space) for cell in study.cells)
+    seeds = f"{len(study.seeds)} seed{'' if len(study.seeds) == 1 else 's'}"
+    say(f"study: at most {study.runs} runs ({trials} to choose settings, {study.runs - trials} with {seeds}){more}")
+
+
 def plan_told(study: Study, store: Store, built: Built, most: float | None) -> dict[str, Estimate]:
     """Time a few steps of every cell, and say how many runs and hours the study takes.
 
@@ -35,11 +42,8 @@ def plan_told(study: Study, store: Store, built: Built, most: float | None) -> d
             raise SettingError(f"{name}: {found.error}")
         known[name] = found
     hours = seconds_of(study, known) / 3600
-    trials = sum(study.search.count(cell.space) for cell in study.cells)
-    say(
-        f"study: at most {study.runs} runs ({trials} to choose settings, {study.runs - trials} with {len(study.seeds)} seeds), about "
-        f"{hours:.1f} hours of {built.threads} {'core' if built.threads == 1 else 'cores'}, less what has run before and what is cut short"
-    )
+    cores = "core" if built.threads == 1 else "cores"
+    runs_told(study, f", about {hours:.1f} hours of {built.threads} {cores}, less what has run before and what is cut short")
     if most is not None and hours > most:
         raise SettingError(f"The study takes about {hours:.1f} hours, more than --max_hours {most:g}; shrink it, or allow more.")
     return known

@@ -24,12 +24,12 @@ from paring.cli.run.checks import targets
 from paring.cli.run.finish import final_metrics
 from paring.cli.run.options import TrainOptions, WatchOptions
 from paring.cli.run.prepare import Prepared, attach, load
-from paring.cli.run.start import calibrate_for
+from paring.cli.run.start import calibrate_for, first_batches
 from paring.cli.run.trainer import Rows, make_trainer
 from paring.cli.study import contestants, memory
 from paring.cli.study.flags import Run, filled, parsed
 from paring.cli.study.planted import load_planted, planted_options, planted_trainer, planting
-from paring.core.errors import DataError, ExportError, ParingError
+from paring.core.errors import DataError, ExportError, ParingError, SettingError
 from paring.method import Method
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome, Phase, State
@@ -208,6 +208,12 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
     else:
         assert run.peft is not None
         assert isinstance(prepared.model, PreTrainedModel)
+        batches = []
+        if contestants.needs_batches(run.peft):
+            if what is not None:
+                raise SettingError("peft: starts that are read off batches need a task with a loss of its own, and a planted one has none.")
+            plain = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, [])
+            batches = first_batches(plain, options.adapter.calibration_batches)
         model = contestants.adapt(
             prepared.model,
             run.peft,
@@ -216,6 +222,7 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
             task_type=prepared.task.task_type if what is None else None,
             saved=listed(options.adapter.modules_to_save),
             seed=job.seed,
+            batches=batches,
         )
         extra += contestants.callbacks(model)
         prepared = replace(prepared, model=model)

@@ -31,7 +31,7 @@ class Options:
     workers: int | None = option("runs at a time, each in a process; by default as many as fit the cores", default=None)
     max_hours: float | None = option("begin only if the estimate is no more than so many hours of processor time", default=None)
     plan: bool = option("say how many runs and hours it takes, and stop", default=False)
-    no_probe: bool = option("begin without timing a few steps of each contestant first", default=False)
+    probe: bool = option("time a few steps of each contestant before beginning; --no_probe leaves that out", default=True)
     retry_failed: bool = option("make runs again that have failed", default=False)
     reference: str | None = option("the contestant that the others are compared with; by default the first one", default=None)
 
@@ -71,11 +71,11 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path) -> int:
 
     study = with_digests(built.study, built.definitions)
     workers = workers_for(options.workers, built.threads)
-    if options.no_probe:
+    if not options.probe:
         if options.max_hours is not None:
             raise SettingError("--no_probe and --max_hours: the hours are known from timing a few steps; leave one of them out.")
         runs_told(study)
-    estimates = {} if options.no_probe else plan_told(study, store, built, options.max_hours)
+    estimates = plan_told(study, store, built, options.max_hours) if options.probe else {}
     if options.plan:
         return 0
     try:

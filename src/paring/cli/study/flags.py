@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -55,8 +56,7 @@ def parsed(flags: Mapping[str, Any], output_dir: str) -> Run:
     words = [] if peft is not None else [f"--method={given['method']}"]
     if "seed" in given:
         words.append(f"--seed={given['seed']}")
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE)
-    fill(parser, ["--method=lora"] if peft is not None else words)
+    parser = _parser(*(["--method=lora"] if peft is not None else words))
     if peft is not None:
         given["method"] = "lora"
     try:
@@ -67,6 +67,14 @@ def parsed(flags: Mapping[str, Any], output_dir: str) -> Run:
         raise SettingError(reworded(str(error), known, words)) from error
     options = take(TrainOptions, values)
     return Run(options=options, method=None if peft is not None else take_settings(values, options.adapter.method, TAKEN), peft=peft)
+
+
+@cache
+def _parser(*words: str) -> ArgumentParser:
+    """The parser of a method: a study asks for the same one many times, and it takes a while to make."""
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE)
+    fill(parser, words)
+    return parser
 
 
 _NAME = re.compile(r"\$(?P<name>\w+)|\$\{(?P<braced>\w+)\}")

@@ -14,8 +14,10 @@ from paring.report.planes import Dot, Plane, Trace, draw_plane, draw_ranks
 from paring.report.tables import Cell, Table, plain_table
 from paring.report.words import NOTHING, brief_count, count, duration, metric_name, sentence_case, size
 from paring.report.write import write_page
+from paring.study.ranks import Ranks, mean_ranks
 from paring.study.records import Entry, Findings, Metric
-from paring.study.statistics import FEW, Interval, Ranks, compare, frontier, mean_ranks, not_told_apart, spread, valley
+from paring.study.shapes import frontier, valley
+from paring.study.statistics import FEW, Interval, compare, not_told_apart, spread
 
 
 def render_study(findings: Findings, *, reference: str | None = None) -> str:
@@ -227,7 +229,7 @@ def _frontiers(findings: Findings) -> list[Any]:
             continue
         traces = tuple(
             Trace(
-                label=f"{place.name}{' (another is smaller and no worse)' if place.dominated else ''}",
+                label=f"{place.name}{' (another is smaller and no worse)' if place.dominated_by is not None else ''}",
                 dots=(Dot(x=place.parameters, y=place.score.mean, low=place.score.low, high=place.score.high),),
                 style=styles[place.name],
             )

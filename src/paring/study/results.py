@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from paring.study.ranks import mean_ranks
 from paring.study.records import Entry, Findings
-from paring.study.statistics import compare, mean_ranks
+from paring.study.statistics import compare
 
 RESULTS = ("contestant", "task", "budget", "chosen", "edges", "scores", "parameters", "start_parameters", "file_bytes", "errors")
 COSTS = ("contestant", "task", "budget", "seconds", "search_seconds", "memory")
@@ -19,9 +20,12 @@ def to_json(findings: Findings, reference: str | None = None) -> str:
     Args:
         findings: what was found.
         reference: the name that the others are compared with; ``None`` takes the first one.
+
+    Raises:
+        DataError: the study has no such name.
     """
     names = findings.names
-    against = reference or names[0]
+    against = reference or next(iter(names), "")
     return _text(
         {
             "name": findings.name,
@@ -54,4 +58,4 @@ def _some(entry: Entry, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _text(data: dict[str, Any]) -> str:
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=True, default=dict) + "\n"
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, default=dict) + "\n"

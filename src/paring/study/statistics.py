@@ -1,4 +1,4 @@
-"""What a study's numbers say: paired differences, ranks over tasks, how narrow a rate's valley is, what is worth its size. All by SciPy.
+"""What a study's scores say: means with their intervals, and differences that are paired by task and seed. All by SciPy.
 
 Differences are told in points (:attr:`~paring.study.records.Metric.points`), with the sign turned where smaller is better, so that above
 zero always means that the first is better.
@@ -6,22 +6,24 @@ zero always means that the first is better.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, friedmanchisquare, permutation_test, rankdata, studentized_range  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import bootstrap, permutation_test  # type: ignore[import-untyped, unused-ignore]
 
-from paring.study.records import Entry, Findings, Metric, State
+from paring.core.errors import DataError, near
+from paring.study.records import Entry, Findings, Metric
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 FEW = 5
 """Seeds below which a bootstrap interval is plainly too narrow: it can't spread further than the few values there are."""
+DIGITS = 9
+"""Decimals of a point that count. What differs by less is rounding, and would break ties that are there."""
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -67,109 +69,106 @@ class Comparison:
     missing: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Mean ranks over tasks.
-
-    Attributes:
-        names: those that came to an end on every task that counts.
-        tasks: that count.
-        means: mean rank of each name; 1 is best, ties share.
-        p: of Friedman's test that all are alike; ``None`` for fewer than three names.
-        difference: Nemenyi's critical difference at 5%; ``None`` where there is none.
-        groups: names that lie within it of each other, as long as they can be, the best first.
-        reason: why there are no ranks, or why one of these is missing; empty if nothing is.
-    """
-
-    names: tuple[str, ...]
-    tasks: tuple[str, ...]
-    means: Mapping[str, float]
-    p: float | None
-    difference: float | None
-    groups: tuple[tuple[str, ...], ...]
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Valley:
-    """How a score depends on the learning rate.
-
-    Attributes:
-        points: learning rate and score of the finished trials, the best of each rate, by rate.
-        best: the rate of the best.
-        width: the largest rate within ``margin`` of the best score divided by the smallest, of the rates around the best that are all so;
-            1 where no neighbour is. It can't be seen wider than the rates that were tried.
-        margin: in points.
-        ends: whether the smallest or the largest rate that was tried is among them, so that the valley may be wider.
-    """
-
-    points: tuple[tuple[float, float], ...]
-    best: float
-    width: float
-    margin: float
-    ends: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A name in the plane of size and score.
-
-    Attributes:
-        name: of contestant and budget.
-        parameters: mean over seeds.
-        score: over seeds, in points, as the metric has it.
-        dominated: whether another has at most so many parameters and at least so good a mean, and one of the two is better.
-    """
-
-    name: str
-    parameters: float
-    score: Interval
-    dominated: bool
-
-
 def spread(values: Sequence[float]) -> Interval:
     """The mean of values with its bootstrap interval."""
-    return _interval([np.asarray(values, dtype=np.float64)])
+    return _interval([_in_order(values)])
+
+
+def mean_score(entry: Entry | None, metric: Metric) -> float | None:
+    """The mean over the seeds that came to their end, in points, larger is better; ``None`` if none did."""
+    scores = [] if entry is None else [score for score in entry.scores if score is not None]
+    return round(_sign(metric) * metric.points * float(np.mean(sorted(scores))), DIGITS) if scores else None
 
 
 def compare(findings: Findings, first: str, second: str) -> Comparison:
     """The paired differences of two names, first minus second.
 
     Raises:
-        KeyError: the study has no such name.
+        DataError: the study has no such name.
     """
-    for name in (first, second):
-        if name not in findings.names:
-            raise KeyError(name)
-    ours, theirs = findings.of(first), findings.of(second)
-    tasks: dict[str, Floats] = {}
+    ours, theirs = _named(findings, first), _named(findings, second)
+    groups: dict[str, Floats] = {}
     missing = []
-    for task, metric in findings.metrics.items():
-        if task not in ours or task not in theirs:
-            missing.append(f"{task}: only one of the two is there")
+    # By name, so that numbers do not depend on the order in which tasks are given.
+    for task, metric in sorted(findings.metrics.items()):
+        pairs = _paired(ours.get(task), theirs.get(task), metric)
+        if len(pairs):
+            groups[task] = pairs
+    for task in findings.metrics:
+        gone = [name for name, of in ((first, ours), (second, theirs)) if task not in of]
+        if gone:
+            missing.append(f"{task}: {' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there")
             continue
-        pairs = [
-            (mine - yours) * _sign(metric) * metric.points
-            for mine, yours in zip(ours[task].scores, theirs[task].scores, strict=True)
-            if mine is not None and yours is not None
-        ]
-        if len(pairs) < len(findings.seeds):
-            missing.append(f"{task}: {len(findings.seeds) - len(pairs)} of {len(findings.seeds)} seeds lack a run that came to its end")
-        if pairs:
-            tasks[task] = np.asarray(pairs, dtype=np.float64)
-    groups = list(tasks.values())
+        for name, of in ((first, ours), (second, theirs)):
+            failed = [str(seed) for seed, score in zip(findings.seeds, of[task].scores, strict=True) if score is None]
+            if failed:
+                missing.append(f"{task}: {name} did not come to its end with seed{'' if len(failed) == 1 else 's'} {', '.join(failed)}")
     return Comparison(
         first=first,
         second=second,
-        tasks={task: _interval([values]) for task, values in tasks.items()},
-        overall=_interval(groups) if groups else None,
-        p=_sign_flips(groups) if groups else None,
+        tasks={task: _interval([groups[task]]) for task in findings.metrics if task in groups},
+        overall=_interval(list(groups.values())) if groups else None,
+        p=_sign_flips(list(groups.values())) if groups else None,
         missing=tuple(missing),
     )
 
 
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """P values of several tests, corrected for there being several by Holm's step-down method: the chance of any false alarm is bounded.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    corrected: dict[str, float] = {}
+    highest = 0.0
+    for place, name in enumerate(sorted(values, key=lambda name: values[name])):
+        highest = max(highest, min(1.0, (len(values) - place) * values[name]))
+        corrected[name] = highest
+    return corrected
+
+
+def not_told_apart(findings: Findings, task: str) -> tuple[str, frozenset[str]] | None:
+    """The name with the best mean on a task, and those whose paired difference to it has an interval that holds zero.
+
+    ``None`` where nothing came to its end. With a single seed there is no interval, and nothing is told apart.
+    """
+    metric = findings.metrics[task]
+    entries = {name: entry for name in findings.names if (entry := findings.of(name).get(task)) is not None}
+    means = {name: mean for name, entry in entries.items() if (mean := mean_score(entry, metric)) is not None}
+    if not means:
+        return None
+    best = max(means, key=lambda name: means[name])
+    pairs = {name: _paired(entries[best], entries[name], metric) for name in means if name != best}
+    return best, frozenset(name for name, values in pairs.items() if not len(values) or _interval([values]).holds_zero)
+
+
+def _named(findings: Findings, name: str) -> dict[str, Entry]:
+    if name not in findings.names:
+        known = ", ".join(findings.names)
+        raise DataError(f"The study has no contestant {name!r}.{near(name, findings.names)} It has {known}.")
+    return findings.of(name)
+
+
 def _sign(metric: Metric) -> float:
     return 1.0 if metric.larger_is_better else -1.0
+
+
+def _paired(first: Entry | None, second: Entry | None, metric: Metric) -> Floats:
+    """The differences of the seeds with which both came to their end."""
+    if first is None or second is None:
+        return _in_order([])
+    return _in_order(
+        [
+            round((mine - yours) * _sign(metric) * metric.points, DIGITS)
+            for mine, yours in zip(first.scores, second.scores, strict=True)
+            if mine is not None and yours is not None
+        ]
+    )
+
+
+def _in_order(values: Sequence[float]) -> Floats:
+    """Rising, so that draws with a given seed do not depend on the order of the seeds."""
+    return np.sort(np.asarray(values, dtype=np.float64))
 
 
 def _interval(groups: Sequence[Floats]) -> Interval:
@@ -184,6 +183,7 @@ def _interval(groups: Sequence[Floats]) -> Interval:
     def statistic(*samples: Floats, axis: int = -1) -> Any:
         return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
+    # Percentiles, since SciPy's BCa gives no number where all values of a sample are equal.
     found = bootstrap(
         tuple(groups),
         statistic,
@@ -205,7 +205,8 @@ def _sign_flips(groups: Sequence[Floats]) -> float:
         return 1.0
 
     def statistic(sample: Floats, axis: int = -1) -> Any:
-        return sample.sum(axis=axis)
+        # Flips whose sums are equal must be so to the last bit.
+        return sample.sum(axis=axis).round(DIGITS)
 
     found = permutation_test(
         (parts,),
@@ -217,118 +218,3 @@ def _sign_flips(groups: Sequence[Floats]) -> float:
         rng=np.random.default_rng(SEED),
     )
     return float(found.pvalue)
-
-
-def mean_ranks(findings: Findings) -> Ranks:
-    r"""Ranks of names on each task, and what Friedman and Nemenyi say of their means.
-
-    A block is a task, scored by the mean over seeds: the seeds of one task are no tasks of their own. With :math:`k` names and :math:`N`
-    tasks, means differ at 5% if they are further apart than :math:`q_{k} / \sqrt 2 \cdot \sqrt{k (k + 1) / 6 N}`, where :math:`q_k` is the
-    95% quantile of the studentised range. Source: Demšar, JMLR 7 (2006).
-    """
-    names = [name for name in findings.names if all(_mean(findings.of(name).get(task)) is not None for task in findings.metrics)]
-    tasks = tuple(findings.metrics)
-    if len(names) < 2 or len(tasks) < 2:
-        short = "two contestants that came to an end on every task" if len(names) < 2 else "two tasks"
-        return Ranks(names=tuple(names), tasks=tasks, means={}, p=None, difference=None, groups=(), reason=f"Ranks need at least {short}.")
-    scores = np.array([[_sign(findings.metrics[task]) * (_mean(findings.of(name)[task]) or 0.0) for name in names] for task in tasks])
-    ranks = np.array([rankdata(-row) for row in scores])
-    means = dict(zip(names, ranks.mean(axis=0).tolist(), strict=True))
-    count, blocks = len(names), len(tasks)
-    if count < 3:
-        reason = "Friedman's test and critical differences need at least three contestants."
-        return Ranks(names=tuple(names), tasks=tasks, means=means, p=None, difference=None, groups=(), reason=reason)
-    alike = bool((ranks == ranks[:, :1]).all())
-    p = 1.0 if alike else float(friedmanchisquare(*scores.T).pvalue)
-    difference = critical_difference(count, blocks)
-    return Ranks(names=tuple(names), tasks=tasks, means=means, p=p, difference=difference, groups=_groups(means, difference), reason="")
-
-
-def critical_difference(names: int, tasks: int, level: float = 0.05) -> float:
-    """Nemenyi's, of mean ranks."""
-    quantile = float(studentized_range.ppf(1 - level, names, math.inf))
-    return quantile / math.sqrt(2) * math.sqrt(names * (names + 1) / (6 * tasks))
-
-
-def _groups(means: Mapping[str, float], difference: float) -> tuple[tuple[str, ...], ...]:
-    """Runs of neighbours that lie within the difference, none of which is part of another."""
-    order = sorted(means, key=lambda name: (means[name], name))
-    found: list[tuple[str, ...]] = []
-    for start in range(len(order)):
-        group = tuple(name for name in order[start:] if means[name] - means[order[start]] <= difference)
-        if len(group) > 1 and not any(set(group) <= set(other) for other in found):
-            found.append(group)
-    return tuple(found)
-
-
-def _mean(entry: Entry | None) -> float | None:
-    scores = [] if entry is None else [score for score in entry.scores if score is not None]
-    return float(np.mean(scores)) if scores else None
-
-
-def valley(entry: Entry, metric: Metric, margin: float = 1.0) -> Valley | None:
-    """The learning-rate curve of a search; ``None`` where no rate was searched, or no trial came to its end."""
-    sign = _sign(metric)
-    best: dict[float, float] = {}
-    for trial in entry.trials:
-        rate = trial.values.get("learning_rate")
-        if rate is not None and trial.state is State.FINISHED and trial.score is not None:
-            best[rate] = max(best.get(rate, -math.inf), sign * trial.score)
-    if not best:
-        return None
-    rates = sorted(best)
-    top = max(rates, key=lambda rate: (best[rate], -rate))
-    place = rates.index(top)
-
-    def inside(rate: float) -> bool:
-        return (best[top] - best[rate]) * metric.points <= margin
-
-    low = high = place
-    while low > 0 and inside(rates[low - 1]):
-        low -= 1
-    while high < len(rates) - 1 and inside(rates[high + 1]):
-        high += 1
-    return Valley(
-        points=tuple((rate, sign * best[rate]) for rate in rates),
-        best=top,
-        width=rates[high] / rates[low],
-        margin=margin,
-        ends=low == 0 or high == len(rates) - 1,
-    )
-
-
-def frontier(findings: Findings, task: str) -> tuple[Place, ...]:
-    """All names with a size and a score on a task, the smallest first."""
-    metric = findings.metrics[task]
-    found = []
-    for name in findings.names:
-        entry = findings.of(name).get(task)
-        scores = [] if entry is None else [metric.points * score for score in entry.scores if score is not None]
-        sizes = [] if entry is None else [size for size in entry.parameters if size is not None]
-        if scores and sizes:
-            found.append((name, float(np.mean(sizes)), spread(scores)))
-
-    def better(size: float, score: float, other_size: float, other: float) -> bool:
-        gain = _sign(metric) * (score - other)
-        return size <= other_size and gain >= 0 and (size < other_size or gain > 0)
-
-    def dominated(size: float, score: float) -> bool:
-        return any(better(other_size, other.mean, size, score) for _, other_size, other in found)
-
-    places = [Place(name=name, parameters=size, score=score, dominated=dominated(size, score.mean)) for name, size, score in found]
-    return tuple(sorted(places, key=lambda place: (place.parameters, place.name)))
-
-
-def not_told_apart(findings: Findings, task: str) -> tuple[str, frozenset[str]] | None:
-    """The name with the best mean on a task, and those whose paired difference to it has an interval that holds zero.
-
-    ``None`` where nothing came to its end. With a single seed there is no interval, and nothing is told apart.
-    """
-    metric = findings.metrics[task]
-    scored = {name: mean for name in findings.names if (mean := _mean(findings.of(name).get(task))) is not None}
-    if not scored:
-        return None
-    best = max(scored, key=lambda name: _sign(metric) * scored[name])
-    told: Callable[[str], Interval | None] = lambda name: compare(findings, best, name).tasks.get(task)  # noqa: E731
-    alike = {name for name in scored if name != best and ((found := told(name)) is None or found.holds_zero)}
-    return best, frozenset(alike)

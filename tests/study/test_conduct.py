@@ -57,7 +57,7 @@ def work(asked: Asked) -> Outcome:
     last = history[-1].values[f"eval_{name}"]
     return Outcome(
         state=State.FINISHED,
-        metrics={name: last, "loss": 1 - values[-1]},
+        metrics={name: math.nan if job.phase is Phase.FINAL and job.seed in job.settings.get("lost", ()) else last, "loss": 1 - values[-1]},
         history=tuple(history),
         steps=4,
         seconds=4.0,
@@ -184,6 +184,13 @@ def test_a_failing_run_is_a_result_and_stops_no_other(tmp_path: Path) -> None:
     assert lora.scores == sora.scores == pytest.approx((0.9, 0.901))
     assert (nothing.chosen, nothing.scores) == (None, (None, None))
     assert findings.counts["failed"] == 5
+
+
+def test_a_final_run_without_a_finite_score_says_so(tmp_path: Path) -> None:
+    findings = run(study(cell(lost=[1])), tmp_path / "runs.db")
+    assert only(findings).scores == pytest.approx((0.9, None))
+    assert only(findings).errors == {"seed 1": "the metric accuracy is not among what was measured, or not finite"}
+    assert findings.counts["failed"] == 1
 
 
 def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ def test_ties_are_ties_though_decimals_are_not_binary() -> None:
     study = findings(entry("a", "t", scores), entry("b", "t", list(base)))
     sums = [sum(sign * step for sign, step in zip(signs, steps, strict=True)) for signs in itertools.product((1, -1), repeat=6)]
     assert compare(study, "a", "b").p == np.mean([abs(value) >= abs(sum(steps)) for value in sums]) == 0.875
+    # Sums of thirds and fourths: (-6 + 2 - 2) / 3 + (4 - 4 + 5 + 3) / 4 is 0, and every flip is at least as far from it.
+    study = findings(
+        entry("a", "t", [0.58, 0.764, 0.148, None]),
+        entry("b", "t", [0.592, 0.76, 0.152, None]),
+        entry("a", "u", [0.584, 0.738, 0.904, 0.532]),
+        entry("b", "u", [0.576, 0.746, 0.894, 0.526]),
+    )
+    assert compare(study, "a", "b").p == 1.0
     equal = findings(entry("a", "t", [0.3, 0.91, 0.55]), entry("b", "t", [0.29, 0.9, 0.54])).entries
     alike = compare(findings(*equal), "a", "b").tasks["t"]
     assert (alike.low, alike.mean, alike.high) == (1.0, 1.0, 1.0)

@@ -154,7 +154,7 @@ def conducted(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[O
             seen = evaluations(outcome.history, metric)
             score = _score(outcome, metric) if state is State.FINISHED else None
             if state is State.FINISHED and score is None:
-                state, errors[f"trial {number}"] = State.FAILED, f"the metric {metric.name} is not among what was measured, or not finite"
+                state, errors[f"trial {number}"] = State.FAILED, _unscored(metric)
             if outcome.error is not None:
                 errors[f"trial {number}"] = outcome.error
             if score is not None:
@@ -176,13 +176,19 @@ def conducted(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[O
     outcomes: Sequence[Outcome] = ()
     if chosen is not None:
         outcomes = yield tuple(Asked(job=study.final(cell, seed, chosen)) for seed in study.seeds)
-        errors |= {f"seed {seed}": one.error for seed, one in zip(study.seeds, outcomes, strict=True) if one.error is not None}
+        for seed, one in zip(study.seeds, outcomes, strict=True):
+            if one.error is not None or _score(one, metric) is None:
+                errors[f"seed {seed}"] = one.error or _unscored(metric)
     return _entry(study, cell, tuple(trials), chosen, outcomes, seconds, errors)
 
 
 def _score(outcome: Outcome, metric: Metric) -> float | None:
     value = outcome.metrics.get(metric.name)
     return value if value is not None and abs(value) < float("inf") else None
+
+
+def _unscored(metric: Metric) -> str:
+    return f"the metric {metric.name} is not among what was measured, or not finite"
 
 
 def _entry(

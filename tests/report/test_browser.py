@@ -47,13 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "wide.html").write_text(render(run(modules=wide, history=(), title="a_title_without_a_single_blank_" * 4)), "utf-8")
     (path / "many.html").write_text(comparison(), "utf-8")
     (path / "study.html").write_text(render_study(studies.usual()), "utf-8")
+    (path / "study many.html").write_text(render_study(studies.many()), "utf-8")
     (path / "study evil.html").write_text(render_study(studies.evil()), "utf-8")
     for name in ("evil", "nothing", "all NaN"):
         (path / f"{name}.html").write_text(page(name), "utf-8")
     return path
 
 
-PAGES = ["usual", "wide", "many", "evil", "nothing", "all NaN", "study", "study evil"]
+PAGES = ["usual", "wide", "many", "evil", "nothing", "all NaN", "study", "study many", "study evil"]
 
 
 def _open(browser: Any, file: Path, *, width: int = 1200, scheme: str = "light") -> tuple[Any, list[str], list[str]]:
@@ -142,7 +143,7 @@ def test_every_region_that_scrolls_can_be_focused_and_has_a_name(browser: Any, f
 
 
 def test_landmarks_and_headings_are_in_order(browser: Any, folder: Path) -> None:
-    for name in ("usual", "many"):
+    for name in ("usual", "many", "study"):
         tab, _, _ = _open(browser, folder / f"{name}.html")
         for role in ("banner", "navigation", "main", "contentinfo"):
             assert tab.get_by_role(role).count() == 1, role

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from paring.core.records import PathRecord, Point, RunRecord, StageRecord
 from paring.report import render, render_many
+from paring.report.axes import tick_labels
 from paring.report.charts import MOST_CHARTS, charts, charts_of_many, frontier
-from paring.report.curves import _tick_labels, draw, summarise
+from paring.report.curves import draw, summarise
 from paring.report.series import Series, keys, merged, series, thin
 from tests.report.samples import lora, run
 
@@ -68,19 +69,19 @@ def test_points_between_gaps_are_marked() -> None:
 @given(low=st.floats(-1e9, 1e9), span=st.floats(1e-6, 1e9))
 def test_tick_labels_are_distinct_and_short(low: float, span: float) -> None:
     ticks = [low + span * index / 4 for index in range(5)]
-    labels = _tick_labels(ticks)
+    labels = tick_labels(ticks)
     assert len(labels) == 5
     assert all(math.isfinite(float(label.rstrip("kMB"))) for label in labels)
 
 
 def test_tick_labels_use_one_unit_and_the_decimals_they_need() -> None:
-    assert _tick_labels([0.0, 200_000.0, 400_000.0]) == ["0", "200k", "400k"]
-    assert _tick_labels([0.0, 2.5, 5.0]) == ["0", "2.5", "5.0"]
-    assert _tick_labels([0.9, 0.925, 0.95]) == ["0.900", "0.925", "0.950"]
-    assert _tick_labels([0.0, 5e-6, 1e-5]) == ["0", "5e-6", "1e-5"]
-    assert _tick_labels([2_500_000.0, 5_000_000.0]) == ["2.5M", "5.0M"]
-    assert _tick_labels([0.0]) == ["0"]
-    assert _tick_labels([]) == []
+    assert tick_labels([0.0, 200_000.0, 400_000.0]) == ["0", "200k", "400k"]
+    assert tick_labels([0.0, 2.5, 5.0]) == ["0", "2.5", "5.0"]
+    assert tick_labels([0.9, 0.925, 0.95]) == ["0.900", "0.925", "0.950"]
+    assert tick_labels([0.0, 5e-6, 1e-5]) == ["0", "5e-6", "1e-5"]
+    assert tick_labels([2_500_000.0, 5_000_000.0]) == ["2.5M", "5.0M"]
+    assert tick_labels([0.0]) == ["0"]
+    assert tick_labels([]) == []
 
 
 def test_history_is_merged_by_step_and_in_order() -> None:

@@ -28,7 +28,7 @@ def _value(label: str, offset: str) -> float:
     return float(label.rstrip("kMB")) * _UNITS.get(label[-1], 1.0) + float(offset.replace(",", "") or 0)
 
 
-def _cut_off(svg: str) -> list[str]:
+def cut_off(svg: str) -> list[str]:
     """Words that stand out of the drawing."""
     cut = []
     root = ET.fromstring(svg)
@@ -64,7 +64,7 @@ def test_every_label_is_whole_and_true(values: tuple[float, ...]) -> None:
     assert len(set(axis.labels)) == len(axis.labels)
     svg = draw(_chart(*values), "k").svg
     assert all(f">{label}</text>" in svg for label in axis.labels)
-    assert _cut_off(svg) == []
+    assert cut_off(svg) == []
     assert (f">add {axis.offset}</text>" in svg) == bool(axis.offset)
 
 
@@ -79,7 +79,7 @@ def test_no_label_is_false(low: float, span: float) -> None:
 
 def test_many_digits_of_steps_stay_within_the_drawing() -> None:
     steps = (100_001, 100_002, 100_003, 100_004)
-    assert _cut_off(draw(_chart(1.0, 2.0, 3.0, 4.0, steps=steps), "k").svg) == []
+    assert cut_off(draw(_chart(1.0, 2.0, 3.0, 4.0, steps=steps), "k").svg) == []
 
 
 def test_nothing_but_zeros_lies_on_an_axis_from_0_to_1() -> None:

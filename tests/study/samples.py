@@ -123,3 +123,15 @@ def nothing() -> Findings:
 def one_seed() -> Findings:
     """A single seed of two contestants on one task."""
     return findings(entry("LoRA", "trec", [0.9]), entry("SoRA", "trec", [0.902], search_seconds=0.0))
+
+
+def many() -> Findings:
+    """More contestants than there are colours, at two budgets, with names that do not break."""
+    rows = []
+    for task, base in (("trec", 0.90), ("sst2", 0.84)):
+        for place in range(14):
+            for budget, lost in (("1/2", 0.0), ("1/8", 0.02)):
+                scores = [base - lost - 0.003 * place + 0.002 * seed * (-1) ** place for seed in range(2)]
+                size = (2_000 if budget == "1/8" else 8_000) * (place + 3)
+                rows.append(entry(f"a_method_whose_name_does_not_break_{place}", task, scores, budget=budget, parameters=size))
+    return findings(*rows)

@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from paring.core.errors import OutputExistsError
-from paring.report.planes import draw_ranks
+from paring.core.errors import DataError, OutputExistsError
 from paring.study.page import render_study, write_study_page
 from paring.study.records import Findings
+from paring.study.statistics import compare, holm
+from paring.study.tables import listing
 from tests.report.pages import Page
-from tests.study.samples import EVIL, entry, evil, findings, nothing, one_seed, usual
+from tests.study.samples import EVIL, PERPLEXITY, entry, evil, findings, many, nothing, one_seed, usual
 
-SAMPLES: dict[str, Callable[[], Findings]] = {"usual": usual, "evil": evil, "nothing": nothing, "one seed": one_seed}
+SAMPLES: dict[str, Callable[[], Findings]] = {"usual": usual, "evil": evil, "nothing": nothing, "one seed": one_seed, "many": many}
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -31,12 +33,20 @@ def test_every_page_is_sound(name: str) -> None:
         tag for tag, _ in found.tags
     }
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    assert not re.search(r"(https?:)?//(?!\*)|@import|@font-face", re.sub(r"<(?:td|th|pre|code)\b.*?>.*?</", "", html))
+    tables = re.findall(r'<div class="scroll[^>]*role="region"[^>]*tabindex="0">\s*<table.*?</table>', html, re.DOTALL)
+    assert len(tables) == html.count("<table") > 0
+    assert all("<caption" in table and '<th scope="row"' in table for table in tables)
+    figures = "".join(re.findall(r"<svg role.*?</svg>", html, re.DOTALL))
+    assert set(re.findall(r"var\(--([a-z0-9-]+)\)", figures)) <= set(re.findall(r"--([a-z0-9-]+):", html))
+    assert not re.search(r"(?:fill|stroke): #", figures)
 
 
 def test_text_of_the_study_is_escaped_everywhere() -> None:
     html = render_study(evil())
-    assert Page(html).text.count(EVIL) >= 10
+    assert Page(html).text.count(EVIL) >= 25
     assert "<script" not in html.lower()
+    assert "<b>" not in html
 
 
 def test_the_same_findings_give_the_same_bytes() -> None:
@@ -52,7 +62,7 @@ def test_every_number_is_there() -> None:
     assert "-1.00 [-1.00, -1.00]" in text  # the cut at 1/8, paired
     assert "2 of 3" in text
     assert "learning rate 0.001 (edge)" in text
-    assert "factor 3, best 1.0e-03" in text
+    assert "factor 3, best 0.001" in text
     assert "paring study small.yaml" in text
     assert "40,000" in text
 
@@ -60,11 +70,17 @@ def test_every_number_is_there() -> None:
 def test_what_a_reader_must_not_miss_is_said() -> None:
     text = " ".join(Page(render_study(usual())).text.split())
     assert "Only 3 seeds" in text
-    assert "SoRA on trec: 1 run failed (seed 1: Training diverged.)" in text
-    assert "cut @ 1/2 on sst2: the chosen learning_rate lies at the edge" in text
-    many = findings(*(entry(name, "t", [0.5 + seed / 100 for seed in range(5)]) for name in "ab"))
-    assert "seeds: an interval" not in Page(render_study(many)).text
-    mixed = replace(many, versions={"torch": ["1", "2"]}, machines=[{"cores": 1}, {"cores": 2}])
+    assert "1 run failed: SoRA on trec." in text
+    assert re.search(r"SoRA\s*trec\s*seed 1\s*Training diverged\.", text)
+    assert "lies at the edge of what was tried for cut @ 1/2 on sst2, so" in text
+    assert re.search(r"cut @ 1/2\s*sst2\s*learning rate\s*0\.001\s*0\.0003 to 0\.01", text)
+    assert "With at most 9 pairs no p value can be below 0.0039." in text
+    assert "Not all tasks have the same metric" in text
+    five = findings(*(entry(name, "t", [0.5 + seed / 100 for seed in range(5)]) for name in "ab"))
+    said = Page(render_study(five)).text
+    for absent in ("seeds: an interval", "failed:", "at the edge of what was tried", "several versions", "kinds of machine", "same metric"):
+        assert absent not in said, absent
+    mixed = replace(five, versions={"torch": ["1", "2"]}, machines=[{"cores": 1}, {"cores": 2}])
     said = Page(render_study(mixed)).text
     assert "several versions of torch" in said
     assert "2 kinds of machine" in said
@@ -73,6 +89,7 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
 def test_nothing_is_called_the_best_without_an_interval() -> None:
     text = " ".join(Page(render_study(one_seed())).text.split())
     assert "it is this one, or LoRA" in text
+    assert "One seed alone: there are no intervals" in text
     assert re.search(r"LoRA\s*90\.00\s*1 of 1\s*not told apart", text)
 
 
@@ -82,13 +99,53 @@ def test_the_others_are_compared_with_the_reference() -> None:
     assert "Points above LoRA" not in text
 
 
+def test_a_reference_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DataError, match="no contestant 'Lora'.* Did you mean 'LoRA'"):
+        render_study(usual(), reference="Lora")
+
+
+def test_p_values_are_corrected_for_the_number_of_comparisons() -> None:
+    names, generator = "abcd", np.random.default_rng(5)
+    rows = [entry(name, "t", (0.5 + 0.02 * place + generator.normal(0, 0.01, 6)).tolist()) for place, name in enumerate(names)]
+    study = findings(*rows)
+    values = {name: p for name in names[1:] if (p := compare(study, name, "a").p) is not None}
+    text = Page(render_study(study)).text
+    assert "Holm's correction is for the 3 comparisons of the table." in text
+    for name, corrected in holm(values).items():
+        assert corrected > values[name]
+        assert re.search(rf"{name}\s*\S+ \[\S+ \S+\]\s*\S+ \[\S+ \S+\]\s*{values[name]:.2g}\s*{corrected:.2g}", text), name
+
+
+def test_small_scores_keep_their_digits_and_whole_settings_are_written_in_full() -> None:
+    rows = [entry(name, "t", [0.001234 + seed * 1e-5 for seed in range(5)], chosen={"rank": 128.0, "rate": 0.00123}) for name in "ab"]
+    text = Page(render_study(findings(*rows, metrics={"t": replace(PERPLEXITY, name="mse")}))).text
+    assert "0.001254 [0.001" in text
+    assert "rank 128, rate 0.00123" in text
+
+
+def test_many_contestants_are_drawn_a_few_at_a_time_on_the_same_axes() -> None:
+    rows = [entry(f"m{number}", "t", [0.5 + number / 100] * 2, parameters=1000 * (number + 1)) for number in range(14)]
+    html = render_study(findings(*rows))
+    titles = re.findall(r"<h3>(t: [^<]*)</h3>", html)
+    assert titles == [f"t: accuracy against {what}, {part} of 3" for what in ("parameters", "the learning rate") for part in (1, 2, 3)]
+    figures = re.findall(r'<svg role="img".*?</svg>', html, re.DOTALL)[:3]
+    assert [len(set(re.findall(r"series-\d", figure))) for figure in figures] == [6, 6, 2]
+    ticks = [re.findall(r">([\d.]+k?)</text>", figure) for figure in figures]
+    assert ticks[0] == ticks[1] == ticks[2]
+    assert len(ticks[0]) >= 4
+    assert Page(html).text.count("it is this one") == 1
+
+
+def test_the_names_without_a_rank_are_said() -> None:
+    rows = [entry(name, task, [0.1 * place]) for place, name in enumerate("abc", 1) for task in "tu"]
+    rows += [entry("d", "t", [0.9]), entry("d", "u", [None])]
+    assert "Without a rank, for want of a run that came to its end on every task: d." in Page(render_study(findings(*rows))).text
+
+
 def test_ranks_are_drawn_or_said_to_be_missing() -> None:
     text = Page(render_study(usual())).text
-    assert "Nemenyi" in text
+    assert "means that are at most 2.71 apart (joined by a bar)" in text
     assert "Ranks need at least two tasks" in Page(render_study(one_seed())).text
-    drawn = draw_ranks({"a": 1.2, "b": 1.8, "c": 3.0}, 1.0, (("a", "b"),), "key")
-    assert "Not told apart: a, b." in drawn.svg
-    assert "critical difference 1.00" in drawn.svg
 
 
 def test_an_existing_page_is_kept_unless_asked(tmp_path: Path) -> None:
@@ -96,3 +153,8 @@ def test_an_existing_page_is_kept_unless_asked(tmp_path: Path) -> None:
     with pytest.raises(OutputExistsError):
         write_study_page(usual(), path)
     assert write_study_page(one_seed(), path, overwrite=True).read_text() == render_study(one_seed())
+
+
+def test_a_listing_is_short() -> None:
+    assert [listing(list("abcde"[:many])) for many in (1, 2, 3, 4)] == ["a", "a and b", "a, b and c", "a, b, c and 1 more"]
+    assert listing(list("abcdef"), "or") == "a, b, c or 3 more"

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from paring.report.curves import DIGIT, NICE, Drawn, axis_labels, write
+from paring.report.axes import beside, log_ticks, ruled, vertical_axis, write
+from paring.report.curves import Drawn, dashes
 from paring.report.drawing import DASHES, SERIES, canvas, ink, themed
 from paring.report.words import number, shorten
 
 _WIDTH, _HEIGHT = 360.0, 240.0
-_MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_MARKS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("X", "✖"), ("*", "★"))
+"""As they are drawn, and as the legend writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Trace:
     Attributes:
         label: the name.
         dots: in the order of their place.
-        style: number of its colour and shape.
+        style: number of its colour, dashes and marks.
     """
 
     label: str
@@ -57,14 +59,14 @@ class Plane:
         traces: at least one, each with at least one point.
         across: what the horizontal axis shows, in a word.
         shown: a value of that axis as text.
-        joined: whether the points of a trace are joined by lines.
+        room: points that are not drawn, but that the axes have room for: planes with the same room can be laid side by side.
     """
 
     title: str
     traces: tuple[Trace, ...]
     across: str
     shown: Callable[[float], str]
-    joined: bool
+    room: tuple[Dot, ...] = ()
 
 
 def draw_plane(plane: Plane, key: str) -> Drawn:
@@ -74,49 +76,29 @@ def draw_plane(plane: Plane, key: str) -> Drawn:
         plane: what.
         key: unique on the page.
     """
-    dots = [dot for trace in plane.traces for dot in trace.dots]
+    dots = [*(dot for trace in plane.traces for dot in trace.dots), *plane.room]
     heights = [height for dot in dots for height in (dot.y, dot.low, dot.high) if height is not None]
-    low, high = min(heights), max(heights)
-    pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    bottom, ceiling = low - pad, high + pad
-    ticks = [tick for tick in MaxNLocator(4, steps=NICE).tick_values(bottom, ceiling) if bottom <= tick <= ceiling]
-    labels, offset = axis_labels(ticks)
+    vertical = vertical_axis(heights)
     first, last = min(dot.x for dot in dots), max(dot.x for dot in dots)
     margin = (last / first) ** 0.05 if last > first else 2.0
     with canvas(_WIDTH, _HEIGHT) as figure:
-        left, top = max(50.0, 8 + DIGIT * max(map(len, labels), default=0)), 24 if offset else 12
-        axes = figure.add_axes((left / _WIDTH, 34 / _HEIGHT, (_WIDTH - left - 20) / _WIDTH, (_HEIGHT - 34 - top) / _HEIGHT))
-        axes.set_axis_off()
+        axes = beside(figure, vertical, _WIDTH, _HEIGHT, below=34.0, right=20.0)
         axes.set_xscale("log")
         axes.set_xlim(first / margin, last * margin)
-        axes.set_ylim(bottom, ceiling)
-        for tick, label in zip(ticks, labels, strict=True):
-            axes.axhline(tick, color=ink("rule"), linewidth=1, zorder=1)
-            write(axes, (0, tick), (-6, 0), label, axes.get_yaxis_transform(), "right", "center_baseline")
-        if offset:
-            write(axes, (0, 1), (0, 8), f"add {offset}", axes.transAxes, "left", "center_baseline")
-        for place, label in _places(first, last, plane.shown, axes.bbox.width):
-            write(axes, (place, 0), (0, -6), label, axes.get_xaxis_transform(), "center", "top")
+        ruled(axes, vertical, log_ticks(first, last, plane.shown, axes.bbox.width), _WIDTH)
         write(axes, (1, 0), (0, -20), plane.across, axes.transAxes, "right", "top")
-        axes.axhline(bottom, color=ink("muted"), linewidth=1, zorder=1, clip_on=False)
         for trace in plane.traces:
-            _trace(axes, trace, joined=plane.joined)
+            _trace(axes, trace)
         svg = themed(figure, key=key, title=plane.title, description=_described(plane))
     legend = tuple(
-        (
-            trace.label,
-            "" if plane.joined else number(trace.dots[0].y),
-            trace.style % SERIES + 1,
-            _dashes(trace.style) if plane.joined else "",
-        )
+        (f"{_MARKS[trace.style % len(_MARKS)][1]} {trace.label}", "", trace.style % SERIES + 1, dashes(trace.style))
         for trace in plane.traces
     )
     return Drawn(title=plane.title, svg=svg, summary="", legend=legend)
 
 
-def _trace(axes: Axes, trace: Trace, *, joined: bool) -> None:
+def _trace(axes: Axes, trace: Trace) -> None:
     colour, pattern = ink(f"series-{trace.style % SERIES + 1}"), DASHES[trace.style % len(DASHES)]
-    line = (0, pattern) if pattern else "-"
     for dot in trace.dots:
         if dot.low is not None and dot.high is not None:
             axes.plot([dot.x, dot.x], [dot.low, dot.high], color=colour, linewidth=1.5, clip_on=False)
@@ -125,25 +107,12 @@ def _trace(axes: Axes, trace: Trace, *, joined: bool) -> None:
         [dot.y for dot in trace.dots],
         color=colour,
         linewidth=1.75,
-        linestyle=line if joined else "none",
-        marker=_MARKS[trace.style % len(_MARKS)],
+        linestyle=(0, pattern) if pattern else "-",
+        marker=_MARKS[trace.style % len(_MARKS)][0],
         markersize=5.5,
         markeredgewidth=0,
         clip_on=False,
     )
-
-
-def _dashes(style: int) -> str:
-    return " ".join(f"{length:g}" for length in DASHES[style % len(DASHES)])
-
-
-def _places(first: float, last: float, shown: Callable[[float], str], width: float) -> list[tuple[float, str]]:
-    """Ticks with their labels, fewer where these would touch."""
-    for subs in ((1.0, 2.0, 5.0), (1.0, 3.0), (1.0,)):
-        ticks = [float(tick) for tick in LogLocator(subs=subs, numticks=20).tick_values(first, last) if first <= tick <= last]
-        if ticks and DIGIT * sum(len(shown(tick)) + 2 for tick in ticks) <= width:
-            return [(tick, shown(tick)) for tick in ticks]
-    return [(tick, shown(tick)) for tick in dict.fromkeys((first, last))]
 
 
 def _described(plane: Plane) -> str:
@@ -179,9 +148,10 @@ def draw_ranks(means: dict[str, float], difference: float | None, groups: tuple[
         axes.set_ylim(height, 0)
         axis = 48.0
         axes.plot([low, high], [axis, axis], color=ink("muted"), linewidth=1.25, clip_on=False)
-        for rank in range(low, high + 1):
+        ticks = MaxNLocator(8, steps=[1, 2, 5, 10], integer=True).tick_values(low, high)
+        for rank in (low, *(int(tick) for tick in ticks if low < tick <= high)):
             axes.plot([rank, rank], [axis - 5, axis], color=ink("muted"), linewidth=1.25, clip_on=False)
-            write(axes, (rank, axis), (0, 8), str(rank), axes.transData, "center", "center_baseline")
+            write(axes, (rank, axis), (0, 13), str(rank), axes.transData, "center", "center_baseline")
         if difference is not None:
             end = min(low + difference, high)
             axes.plot([low, end], [16, 16], color=ink("ink"), linewidth=2, clip_on=False)

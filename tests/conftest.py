@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine is doing, and proves nothing.
+settings.register_profile("paring", deadline=None)
+settings.load_profile("paring")
 
 # Before paring is imported, since the checks are put in as modules load. In Python's own rules an int may stand for a float.
 jaxtyping.install_import_hook(

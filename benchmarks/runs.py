@@ -6,8 +6,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from tasks import Examples, examples, score, train
 
 import paring
 from paring.method import Method, decode
+from paring.study.pool import follow_parent
 
 J = TypeVar("J")
 
@@ -133,14 +132,7 @@ def logged(
 def _begin(threads: int) -> None:
     """Take a share of the threads, and end with the parent: a worker that has lost it would work on for nobody."""
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    follow_parent()
 
 
 @functools.cache

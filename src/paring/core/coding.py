@@ -125,6 +125,16 @@ def positive_int(name: str, value: object) -> None:
         raise SettingError(f"{name}={value!r}: give a whole number of at least 1.")
 
 
+def natural(name: str, value: object) -> None:
+    """Refuse anything but a whole number >= 0.
+
+    Raises:
+        SettingError: with what was given.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise SettingError(f"{name}={value!r}: give a whole number of at least 0.")
+
+
 def number(name: str, value: object, *, low: float, high: float = float("inf"), open_low: bool = False, open_high: bool = False) -> None:
     """Refuse anything but a finite number inside an interval.
 

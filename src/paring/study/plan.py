@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from paring.core.coding import number, positive_int
 from paring.core.errors import SettingError
-from paring.study.records import Job, Metric, Phase
+from paring.study.records import Job, Metric, Phase, named
 
 EDGE = 0.1
 """The share of a range, on the scale that is searched, that counts as its edge."""
@@ -160,7 +160,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell in a few words."""
-        return f"{self.contestant}{'' if self.budget is None else f' @ {self.budget}'} on {self.task}"
+        return f"{named(self.contestant, self.budget)} on {self.task}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,11 @@ class Study:
     @property
     def runs(self) -> int:
         """The most runs that it takes."""
-        return sum(self.search.count(cell.space) + len(self.seeds) for cell in self.cells)
+        return sum(map(self.runs_of, self.cells))
+
+    def runs_of(self, cell: Cell) -> int:
+        """The most runs of a cell: its trials, and one for each seed."""
+        return self.search.count(cell.space) + len(self.seeds)
 
     def trial(self, cell: Cell, values: Mapping[str, float]) -> Job:
         """A run of the search."""

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,11 +26,9 @@ class Died:
 
     Attributes:
         error: in a sentence.
-        trace: the traceback; empty where the process died.
     """
 
     error: str
-    trace: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +151,7 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
     """Work off what is sent, one piece at a time, until the other end is gone."""
     # Ctrl-C reaches all processes of a terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _follow_parent()
+    follow_parent()
     with suppress(EOFError, ConnectionError):
         while True:
             item = connection.recv()
@@ -162,11 +159,11 @@ def _serve(connection: Connection, work: Callable[[Any], Any]) -> None:
                 result = work(item)
             except Exception as error:  # noqa: BLE001  # whatever it is, it is what came of this piece of work
                 said = " ".join(str(error).split()) or type(error).__name__
-                result = Died(error=said, trace=traceback.format_exc())
+                result = Died(error=said)
             connection.send(result)
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     """End with the parent: a worker that has lost it would work on for nobody."""
     parent = multiprocessing.parent_process()
     assert parent is not None

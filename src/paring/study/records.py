@@ -13,6 +13,11 @@ from paring.core.errors import DataError
 from paring.core.records import Point
 
 
+def named(contestant: str, budget: str | None) -> str:
+    """A contestant at a budget, as tables and ``compare`` call it."""
+    return contestant if budget is None else f"{contestant} @ {budget}"
+
+
 class Phase(StrEnum):
     """What a run is for.
 
@@ -161,7 +166,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Contestant and budget."""
-        return self.contestant if self.budget is None else f"{self.contestant} @ {self.budget}"
+        return named(self.contestant, self.budget)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from paring.core.coding import positive_int
+from paring.core.coding import natural, positive_int
 from paring.core.errors import SettingError, StepError
 from paring.core.records import WholeRecord
 from paring.method import About
@@ -83,7 +83,7 @@ class LISA(Whole):
     def __post_init__(self) -> None:
         positive_int("layers", self.layers)
         positive_int("interval", self.interval)
-        _at_least_0("seed", self.seed)
+        natural("seed", self.seed)
 
     def drawn(self, period: int, count: int) -> tuple[int, ...]:
         """The blocks, of ``count``, that train in a period: a pure function of the seed and its number.
@@ -158,7 +158,7 @@ class LayerSampler:
     """
 
     def __init__(self, settings: LISA, model: nn.Module, optimizer: Any, *, step: int, follow: bool) -> None:
-        _at_least_0("step", step)
+        natural("step", step)
         refuse(model)
         self.settings, self.step = settings, step
         self.path, blocks = find_blocks(model, settings.path)
@@ -242,11 +242,6 @@ class LayerSampler:
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.go_to(self.step + 1)
-
-
-def _at_least_0(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SettingError(f"{name}={value!r}: give a whole number of at least 0.")
 
 
 def _optimizer(given: Any) -> Optimizer:

@@ -140,9 +140,9 @@ def _definitions(given: str | Sequence[str] | None) -> Mapping[str, str]:
 
 
 def _check_reference(built: Built, reference: str | None) -> None:
-    names = list(
-        dict.fromkeys(cell.contestant if cell.budget is None else f"{cell.contestant} @ {cell.budget}" for cell in built.study.cells)
-    )
+    from paring.study.records import named
+
+    names = list(dict.fromkeys(named(cell.contestant, cell.budget) for cell in built.study.cells))
     if reference is not None and reference not in names:
         raise SettingError(f"--reference {reference}: the study has no such contestant.{near(reference, names)} It has {', '.join(names)}.")
 

@@ -16,9 +16,9 @@ from paring.cli.run.attempt import Stopped, attempt, stopped_at
 from paring.cli.run.budgets import tolerated
 from paring.cli.run.checkpoints import TaskFile
 from paring.cli.run.checks import check_options
-from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded
+from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded, saves_adapter
 from paring.cli.run.options import TrainOptions
-from paring.cli.run.output import ADAPTER, FAMILY, check_output, checkpoints, no_empty, set_aside
+from paring.cli.run.output import FAMILY, check_output, checkpoints, no_empty, set_aside
 from paring.cli.run.prepare import Prepared, describe, prepare
 from paring.cli.run.progress import Bar
 from paring.cli.run.scores import Scorer
@@ -171,12 +171,7 @@ class _Descent:
         if not first():
             model, seed = self.prepared.model, self.options.training.seed
             return self.recorder.record(model, title="", command=self.command, seed=seed, settings=settings, metrics=last.scores.others)
-
-        def save() -> Path:
-            options, place = self.options, self.folder / ADAPTER
-            metrics = last.scores.others
-            return export_adapter(options, self.prepared, self.command, place, overwrite=options.output.replaces, metrics=metrics)
-
+        save = saves_adapter(self.options, self.prepared, self.command, last.scores.others)
         return finish(
             self.options,
             self.prepared,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from paring.cli.data.metrics import FIRST
 from paring.cli.data.task import Task
 from paring.cli.run.base import DTYPES
 from paring.cli.run.options import DataOptions, TrainOptions
-from paring.cli.run.output import REPORT, RUN
+from paring.cli.run.output import ADAPTER, REPORT, RUN
 from paring.cli.run.prepare import Prepared
 from paring.cli.run.trainer import Rows
 from paring.core.errors import ExportError
@@ -103,6 +104,12 @@ def export_adapter(
         command=command,
         metrics=metrics,
     )
+
+
+def saves_adapter(options: TrainOptions, prepared: Prepared, command: str, metrics: Mapping[str, float]) -> Callable[[], Path]:
+    """What exports the model's adapter into the run's folder, for :func:`finish`."""
+    place = Path(options.output.output_dir) / ADAPTER
+    return partial(export_adapter, options, prepared, command, place, overwrite=options.output.replaces, metrics=metrics)
 
 
 def finish(

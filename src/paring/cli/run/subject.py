@@ -10,9 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from paring.cli.run.checkpoints import check_resume
-from paring.cli.run.finish import export_adapter, finish
+from paring.cli.run.finish import finish, saves_adapter
 from paring.cli.run.options import TrainOptions
-from paring.cli.run.output import ADAPTER
 from paring.cli.run.prepare import Prepared, describe, prepare
 from paring.cli.run.start import calibrated
 from paring.core.errors import SettingError
@@ -109,9 +108,5 @@ class Adapting(Subject):
         self, prepared: Prepared, recorder: Recorder, command: str, metrics: Mapping[str, float], settings: Mapping[str, Any]
     ) -> RunRecord:
         """Export the adapter."""
-
-        def save() -> Path:
-            place = Path(self.options.output.output_dir) / ADAPTER
-            return export_adapter(self.options, prepared, command, place, overwrite=self.options.output.replaces, metrics=metrics)
-
+        save = saves_adapter(self.options, prepared, command, metrics)
         return finish(self.options, prepared, recorder, command, metrics, settings, save=save)

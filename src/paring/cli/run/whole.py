@@ -27,6 +27,13 @@ LEARNING_RATE = 5e-5
 """The default, which is transformers' own; that of an adapter is ten times as large."""
 
 
+def precise(options: TrainOptions) -> TrainOptions:
+    """The options with weights in float32, where nothing else was said: what is trained takes steps that bfloat16 rounds away."""
+    if options.model.dtype != "auto":
+        return options
+    return replace(options, model=replace(options.model, dtype="float32"))
+
+
 class OwnWeights(Subject):
     """The model's own weights.
 
@@ -69,15 +76,13 @@ class OwnWeights(Subject):
         """The model, its weights in a precision that takes small steps."""
         if resume is not None:
             check_resume_whole(resume, self.whole)
-        options = self.options
-        if options.model.dtype == "auto":
-            options = replace(options, model=replace(options.model, dtype="float32"))
-        elif options.model.dtype != "float32":
+        dtype = self.options.model.dtype
+        if dtype not in ("auto", "float32"):
             say(
-                f"paring: --dtype {options.model.dtype}: steps of the weights that are smaller than its rounding are lost; float32 with "
-                "--bf16 computes as fast and keeps them"
+                f"paring: --dtype {dtype}: steps of the weights that are smaller than its rounding are lost; float32 with --bf16 computes "
+                "as fast and keeps them"
             )
-        return load(options, resume)
+        return load(precise(self.options), resume)
 
     def callbacks(self) -> Sequence[TrainerCallback]:
         """What trains."""

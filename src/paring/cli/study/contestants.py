@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from paring.methods.lora import LoRA
 BEGIN, END, EVERY = 0.1, 0.4, 10
 """AdaLoRA's schedule where the file leaves it open: shares of all steps before it prunes and after it has, and steps between."""
 
+
+INSIDE = "base_model.model."
+"""What the names of a model's modules begin with in a PeftModel."""
 
 GRADIENT, INPUTS = "lora_ga", "eva"
 """Starts of PEFT's that are read off batches: LoRA-GA off the gradient, EVA off the modules' inputs."""
@@ -150,24 +154,31 @@ def parameters(model: PeftModel, *, start: bool = False) -> int:
         start: before the first step, at which all of AdaLoRA's singular values are still zero.
     """
     if isinstance(model.peft_config["default"], AdaLoraConfig):
-        return sum(
-            (module["default"].numel() if start else int((module["default"] != 0).sum())) * _widths(model, name.removesuffix(".lora_E"))
-            for name, module in model.named_modules()
-            if name.endswith(".lora_E") and isinstance(module, torch.nn.ParameterDict)
-        )
+        return sum((one.all if start else one.live) * one.widths for one in triplets(model).values())
     return sum(
         parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad and "modules_to_save" not in name
     )
 
 
-def live(model: PeftModel, names: Sequence[str]) -> dict[str, int]:
-    """The live triplets of AdaLoRA at each module."""
-    found = dict(model.named_modules())
-    counts = {}
-    for name in names:
-        values = found.get(f"base_model.model.{name}.lora_E")
-        counts[name] = int((values["default"] != 0).sum()) if isinstance(values, torch.nn.ParameterDict) else 0
-    return counts
+@dataclass(frozen=True, kw_only=True)
+class Triplets:
+    """AdaLoRA's at one module: how many there are, how many of them live, and the parameters of one, singular value left out."""
+
+    all: int
+    live: int
+    widths: int
+
+
+def triplets(model: PeftModel) -> dict[str, Triplets]:
+    """AdaLoRA's triplets by module path."""
+    found = {}
+    for name, module in model.named_modules():
+        if name.endswith(".lora_E") and isinstance(module, torch.nn.ParameterDict):
+            path = name.removesuffix(".lora_E")
+            values = module["default"]
+            live = int((values != 0).sum())
+            found[path.removeprefix(INSIDE)] = Triplets(all=values.numel(), live=live, widths=_widths(model, path))
+    return found
 
 
 def extra_loss(model: torch.nn.Module) -> Tensor | float:

@@ -36,16 +36,13 @@ from paring.cli.run.options import TrainOptions
 from paring.cli.run.prepare import Prepared, split
 from paring.cli.run.trainer import Rows
 from paring.cli.study import contestants
-from paring.core.coding import number
+from paring.core.coding import natural, number
 from paring.core.errors import DataError, SettingError, TargetError, near
 from paring.train import ParingTrainerMixin
 from paring.train.blocks import find_blocks
 
 LENGTH = 64
 """Tokens that a text is cut at, where nothing else is said."""
-
-INSIDE = "base_model.model."
-"""What the names of a model's modules begin with in a PeftModel."""
 
 METRICS = ("relative_error", "rank_error")
 """What such a task is scored in: the squared distance to the planted hidden states on unseen texts, divided by that of the bare encoder;
@@ -70,16 +67,13 @@ class Planting:
     size: float = 0.08
 
     def __post_init__(self) -> None:
-        if not _counts(self.pattern):
-            raise SettingError(f"pattern={self.pattern!r}: give a whole number of at least 0.")
+        natural("pattern", self.pattern)
         given: object = self.ranks
-        if not isinstance(given, tuple) or not given or not all(map(_counts, given)):
+        if not isinstance(given, tuple) or not given:
             raise SettingError(f"ranks={self.ranks!r}: give a list of whole numbers of at least 0.")
+        for rank in given:
+            natural("ranks", rank)
         number("size", self.size, low=0.0, open_low=True)
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def planting(given: Mapping[str, Any]) -> Planting:
@@ -134,10 +128,11 @@ def left(model: PeftModel, names: Sequence[str]) -> dict[str, int] | None:
         return None if adapter.entries else {name: adapter.ranks.get(name, 0) for name in names}
     config = model.peft_config["default"]
     if isinstance(config, AdaLoraConfig):
-        return contestants.live(model, names)
+        found = contestants.triplets(model)
+        return {name: found[name].live if name in found else 0 for name in names}
     if isinstance(config, LoraConfig):
         inside = dict(model.named_modules())
-        adapted = {name: inside.get(f"{INSIDE}{name}.lora_A") is not None for name in names}
+        adapted = {name: f"{contestants.INSIDE}{name}.lora_A" in inside for name in names}
         return {name: (config.rank_pattern or {}).get(name, config.r) if adapted[name] else 0 for name in names}
     return None
 
@@ -165,15 +160,17 @@ class PlantedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Squared distance to the planted hidden states, summed over features, on the mean over tokens."""
-        got, wanted, mask = self._states(model, inputs)
+        got, wanted, mask = self._states(model, inputs), self._wanted(inputs), inputs["attention_mask"]
         loss = ((got - wanted).square() * mask[..., None]).sum() / mask.sum() + contestants.extra_loss(model)
         return (loss, {"last_hidden_state": got}) if return_outputs else loss
 
-    def _states(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            wanted = self.teacher(**given).last_hidden_state.float()
-        return model(**given).last_hidden_state.float(), wanted, given["attention_mask"]
+    def _states(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        found: Tensor = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        return found.float()
+
+    @torch.no_grad()
+    def _wanted(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self._states(self.teacher, inputs)
 
     @torch.no_grad()
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -186,9 +183,9 @@ class PlantedTrainer(Trainer):
         found, bare, tokens = 0.0, 0.0, 0
         for batch in self.get_eval_dataloader(eval_dataset):
             inputs = self._prepare_inputs(batch)
-            got, wanted, mask = self._states(model, inputs)
+            got, wanted, mask = self._states(model, inputs), self._wanted(inputs), inputs["attention_mask"]
             with model.disable_adapter():
-                without, _, _ = self._states(model, inputs)
+                without = self._states(model, inputs)
             found += float(((got - wanted).double().square() * mask[..., None]).sum())
             bare += float(((without - wanted).double().square() * mask[..., None]).sum())
             tokens += int(mask.sum())

@@ -44,9 +44,9 @@ class Line:
     def __init__(self, study: Study, estimates: Mapping[str, Estimate], workers: int) -> None:
         self.study, self.estimates, self.workers = study, estimates, workers
         self.seen: dict[str, list[float]] = {}
-        self.left = {cell.name: study.search.count(cell.space) + len(study.seeds) for cell in study.cells}
+        self.left = {cell.name: study.runs_of(cell) for cell in study.cells}
         self.cells = {(cell.contestant, cell.task, cell.budget): cell.name for cell in study.cells}
-        self.done, self.failed, self.found = 0, 0, 0
+        self.done, self.failed = 0, 0
         self.begun_at: dict[str, float] = {}
         self._live = sys.stderr.isatty()
         self._console = Console(stderr=True, highlight=False, soft_wrap=not self._live)
@@ -74,7 +74,7 @@ class Line:
         job = asked.job
         name = self.cells[job.contestant, job.task, job.budget]
         begun = self.begun_at.pop(job.label, None)
-        self.done, self.found, self.failed = self.done + 1, self.found + found, self.failed + (outcome.state is State.FAILED)
+        self.done, self.failed = self.done + 1, self.failed + (outcome.state is State.FAILED)
         self.left[name] -= 1
         if not found and begun is not None:
             self.seen.setdefault(name, []).append(time.perf_counter() - begun)

@@ -26,6 +26,7 @@ from paring.cli.run.options import TrainOptions, WatchOptions
 from paring.cli.run.prepare import Prepared, attach, load
 from paring.cli.run.start import calibrate_for, first_batches
 from paring.cli.run.trainer import Rows, make_trainer
+from paring.cli.run.whole import precise
 from paring.cli.study import contestants, memory
 from paring.cli.study.flags import Run, filled, parsed
 from paring.cli.study.planted import load_planted, planted_options, planted_trainer, planting
@@ -51,7 +52,6 @@ class Looks(TrainerCallback):  # type: ignore[misc, unused-ignore]
     Args:
         count: evaluations.
         cut: when to end it; ``None`` never does.
-        metric: what is compared by.
     """
 
     def __init__(self, count: int, cut: Cut | None) -> None:
@@ -85,7 +85,6 @@ class Made:
     steps: int
     prepared: Prepared
     trainer: Trainer
-    recorder: Recorder
     whole: Whole | None
 
 
@@ -188,8 +187,9 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
     # Nothing is saved, and what is evaluated when is the study's to say.
     quiet = WatchOptions(eval_strategy="no", save_strategy="no")
     options = replace(run.options, watch=quiet)
-    if run.method is not None and isinstance(run.method, Whole):
-        options = replace(options, model=replace(options.model, dtype="float32" if options.model.dtype == "auto" else options.model.dtype))
+    whole = run.method if isinstance(run.method, Whole) else None
+    if whole is not None:
+        options = precise(options)
     what = None if "planted" not in job.settings else planting(job.settings["planted"])
     prepared = load(options, None) if what is None else load_planted(options)
     if what is not None:
@@ -200,7 +200,6 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
         options = replace(options, training=replace(options.training, max_steps=min(steps, total)))
     prepared = replace(prepared, rows=rows)
     extra: list[TrainerCallback] = [recorder]
-    whole = run.method if isinstance(run.method, Whole) else None
     if isinstance(run.method, Method):
         prepared = attach(options, run.method, prepared, headed=what is None)
     elif whole is not None:
@@ -234,7 +233,7 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
         trainer = planted_trainer(options, what, prepared, prepared.model, extra)
     if isinstance(run.method, Method):
         calibrate_for(trainer, prepared.adapted, options.adapter.calibration_batches)
-    return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, recorder=recorder, whole=whole)
+    return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, whole=whole)
 
 
 def _rows(job: Job, rows: Rows) -> Rows:

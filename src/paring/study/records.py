@@ -78,6 +78,8 @@ class Outcome:
         history: logged values over optimizer steps.
         steps: optimizer steps taken.
         seconds: wall time of training, evaluations left out.
+        cpu_seconds: processor time of training, of all its threads, evaluations included (a final run has none): what else ran on the
+            machine matters less to it. ``None`` if unknown.
         memory: the most bytes that were held while it trained, on the accelerator if there is one; ``None`` if unknown.
         parameters: adapter parameters at the end; ``None`` if there is no adapter.
         start_parameters: the same at the start.
@@ -93,6 +95,7 @@ class Outcome:
     history: tuple[Point, ...] = ()
     steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float | None = None
     memory: int | None = None
     parameters: int | None = None
     start_parameters: int | None = None
@@ -143,6 +146,7 @@ class Entry:
         start_parameters: those that they started with.
         file_bytes: bytes of the adapter's weights as saved, by seed.
         seconds: of training, by seed.
+        cpu_seconds: processor time of training, by seed.
         search_seconds: of all runs of the search together.
         memory: the most bytes held, by seed.
         errors: what went wrong in runs that failed, by what they were.
@@ -161,6 +165,7 @@ class Entry:
     seconds: tuple[float | None, ...]
     search_seconds: float
     memory: tuple[int | None, ...]
+    cpu_seconds: tuple[float | None, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -218,6 +218,7 @@ def _entry(
         start_parameters=each(lambda one: one.start_parameters),
         file_bytes=each(lambda one: one.file_bytes),
         seconds=each(lambda one: one.seconds),
+        cpu_seconds=each(lambda one: one.cpu_seconds),
         search_seconds=search_seconds,
         memory=each(lambda one: one.memory),
         errors=errors,

@@ -259,13 +259,16 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     if looks is not None:
         trainer.add_callback(looks)
     start = _parameters(made, start=True)
+    used = time.process_time()
     trainer.train()
+    used = time.process_time() - used
     most = memory.most() if measured else None
     history = points(trainer.state.log_history)
     spent = sum(point.values.get("eval_runtime", 0.0) for point in history)
     done: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "seconds": recorder.seconds - spent,
+        "cpu_seconds": used,
         "memory": most,
         "start_parameters": start,
     }

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.contract.stock import Stock
+
 # How long an example takes depends on what else the machine is doing, and proves nothing.
 settings.register_profile("paring", deadline=None)
 settings.load_profile("paring")
@@ -34,3 +36,11 @@ def unchecked() -> Iterator[None]:
 def generator() -> torch.Generator:
     """A seeded generator on the CPU."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def stock() -> Iterator[Stock]:
+    """The process without paring; started when a test first asks for it."""
+    process = Stock()
+    yield process
+    process.close()

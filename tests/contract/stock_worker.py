@@ -33,12 +33,13 @@ from peft.tuners.lora import LoraLayer  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.contract.models import KINDS  # noqa: E402
+from tests.trust.architectures import ARCHITECTURES  # noqa: E402
 
 
 @functools.cache
 def base(kind: str, folder: str) -> torch.nn.Module:
     """A base model, read once."""
-    return KINDS[kind].read(folder).eval()
+    return {**KINDS, **ARCHITECTURES}[kind].read(folder).eval()
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     elif request["how"] != "base":
         raise ValueError(f"Cannot load by {request['how']!r}.")
     model.eval()
-    save_file({"logits": model(**load_file(request["inputs"])).logits.contiguous()}, request["outputs"])
+    save_file({"output": model(**load_file(request["inputs"]))[request["output"]].contiguous()}, request["outputs"])
     ranks = {
         name.removeprefix("base_model.model."): module.lora_A["default"].weight.shape[0]
         for name, module in model.named_modules()

@@ -13,7 +13,7 @@ import paring
 from paring.core.errors import ExportError
 from paring.exchange.layout import Layout
 from tests.contract.cases import Case, adapter_state, assert_close, gated_slots, logits, names_that_differ
-from tests.contract.conftest import Stock
+from tests.contract.stock import Stock
 
 
 def _loads(case: Case, layout: Layout, how: str, stock: Stock, tmp_path: Path) -> None:
@@ -21,7 +21,7 @@ def _loads(case: Case, layout: Layout, how: str, stock: Stock, tmp_path: Path) -
     kept = adapter_state(model)
     paring.export(model, tmp_path / "adapter", layout=layout, force=True)
     ours = logits(model, inputs)
-    theirs, ranks = stock.ask(case, how, tmp_path / "adapter", inputs, tmp_path)
+    theirs, ranks = stock.ask(case.kind.name, case.folder, how, tmp_path / "adapter", inputs, tmp_path)
     assert_close(theirs, ours)
     # Not an adapter that loads "fine" and does nothing: the update itself, not only a head, changes the output.
     with torch.no_grad():

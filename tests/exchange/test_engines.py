@@ -201,7 +201,7 @@ def test_sglang_stacks_q_with_k_and_v(tmp_path: Path) -> None:
     assert "v_proj" in of(write(q_alone, tmp_path / "q"), "sglang", q_alone)[0].message
     v_alone = llama_like([8, 8, 0, 8])
     findings = of(write(v_alone, tmp_path / "v"), "sglang", v_alone)
-    assert [finding.module for finding in findings] == ["model.layers.1.self_attn.v_proj"]
+    assert "'model.layers.1.self_attn.v_proj' has no q_proj beside it" in findings[0].message
     up = llama_like([8] * 2, kinds=("mlp.up_proj",))
     assert {finding.level for finding in of(write(up, tmp_path / "up"), "sglang", up)} == {"error"}
     both = llama_like([8] * 4, kinds=("mlp.up_proj", "mlp.gate_proj"))
@@ -330,3 +330,15 @@ def test_every_rule_names_its_source() -> None:
     assert len(BY_NAME) == len(ALL) == 7
     for engine in ALL:
         assert "read" in engine.source, engine.name
+
+
+def test_dora_without_magnitudes_is_told(tmp_path: Path) -> None:
+    folder, _ = classic(tmp_path / "out", use_dora=True)
+    (finding,) = [finding for finding in of(folder, "peft") if "magnitudes" in finding.message]
+    assert finding.level == "warning"
+
+
+def test_a_strange_tensor_in_a_layer_stops_sglang(tmp_path: Path) -> None:
+    folder, _ = classic(tmp_path / "out")
+    put(folder, {**tensors_of(folder), "base_model.model.model.layers.0.self_attn.q_proj.gate": torch.zeros(3)})
+    assert "neither lora_A nor lora_B" in of(folder, "sglang")[0].message

@@ -90,6 +90,13 @@ class ParingModel(BaseTuner):
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a module in another one's place, and nothing else: slots are on their base's device already.
+
+        PEFT's own also hands over a weight and a bias, which a head of several layers (RoBERTa's) does not have.
+        """
+        setattr(parent, child_name, new_module)
+
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares: that module would change with it."""
         holders = _holders(self.model)

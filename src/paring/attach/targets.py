@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate.hooks import AlignDevicesHook
 from peft import TaskType
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from paring.attach.config import ParingConfig
@@ -50,6 +52,8 @@ def find_targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]
             raise TargetError("target_modules='all-linear' found no linear module to adapt in this model.")
         if not config.target_modules:
             raise TargetError(f"target_modules='all-linear' finds only what is left out: {_why(config, 'layers_to_transform', every)}.")
+        if not config.inference_mode:
+            _tell_of_experts(model)
     elif isinstance(given, set):
         _check_names(config, model, modules)
     found = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
@@ -57,6 +61,29 @@ def find_targets(config: ParingConfig, model: nn.Module) -> dict[str, nn.Module]
         raise TargetError(_nothing(config, given, model, modules))
     _refuse_inside(config, model, found)
     return found
+
+
+def _tell_of_experts(model: nn.Module) -> None:
+    """Warn of experts that "all-linear" leaves out: tensors for all of a layer's experts, in no linear module.
+
+    Most of the model's weights may lie there.
+    """
+    # Three dimensions and more than one in the first: neither a convolution's kernel nor an embedding of positions.
+    fused = {
+        f"{path}.{name}": parameter.numel()
+        for path, module in model.named_modules()
+        if not isinstance(module, _ConvNd)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3 and parameter.shape[0] > 1
+    }
+    if fused:
+        share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
+        more = f" and {len(fused) - _SHOWN} more" if len(fused) > _SHOWN else ""
+        warnings.warn(
+            f"target_modules='all-linear' leaves out {', '.join(list(fused)[:_SHOWN])}{more}: tensors of several experts each, which "
+            f"paring does not adapt ({share:.0%} of the model's parameters). The linear modules are adapted.",
+            stacklevel=2,
+        )
 
 
 def _check_patterns(config: ParingConfig) -> None:

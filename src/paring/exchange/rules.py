@@ -13,6 +13,7 @@ from paring.core.heads import IMPLIED
 from paring.exchange import settings
 from paring.exchange.contents import Applied, Complaint, Contents, Verdict
 from paring.exchange.expressions import Clock
+from paring.exchange.layout import magnitude_key
 
 UNIFORM = "Read the adapter and write it again with layout='uniform', whose rank and scale are the same for all modules."
 AGAIN = "The folder is not what was trained, or was changed since; export the trained model again."
@@ -74,6 +75,16 @@ def _by_configuration(contents: Contents, complaints: list[Complaint]) -> Verdic
     if torn:
         rank, expected = contents.ranks[torn[0]], scales.rank_of(torn[0])
         complaints.append(_refusal(f"{torn[0]!r} has rank {rank} in the file and {expected} in the configuration{_more(torn)}. {AGAIN}"))
+    if settings.use_dora(config):
+        without = [
+            module for module in contents.ranks if not contents.shapes.keys() & {magnitude_key(module), f"{magnitude_key(module)}.weight"}
+        ]
+        if without:
+            message = (
+                f"use_dora is set, and {without[0]!r}{_more(without)} has no magnitudes in the file: it takes those of the adapted weight as "
+                f"it loads, which is another update. {AGAIN}"
+            )
+            complaints.append(Complaint(level="warning", message=message))
     if contents.unread:
         message = (
             f"The tensor {contents.unread[0]!r}{_more(contents.unread)} is neither a factor nor in modules_to_save; it ignores it or fails."
@@ -149,9 +160,11 @@ def _vllm_ranks(rank: int) -> Iterator[Complaint]:
 def sglang(contents: Contents) -> Verdict:
     """SGLang: one rank and one scale ``lora_alpha / r`` for all; q, k and v are stacked, so q needs v, and k only comes with both.
 
-    Source: sglang main of 2026, srt/lora/lora_config.py, lora.py, mem_pool.py and the test of its pattern validation, read in a
-    stored copy. Patterns that change a value are refused at load; releases before that check assert each tensor's shape
-    against ``r``. ``use_rslora`` is not read. Tensors outside of ``layers.<n>`` other than embeddings and lm_head are dropped.
+    Source: sglang 0.5.23, srt/lora/lora_config.py, lora.py, mem_pool.py, utils.py and lora_manager.py, read; the pattern validation of
+    main of 2026 and its test, read in a stored copy. What has nothing to be stacked with stays under its own name, for which no
+    buffer is found (``get_target_module_name``). Patterns that change a value are refused at load by main; 0.5.23 overlooks them and
+    asserts each tensor's shape against ``r``. ``use_rslora`` is not read. Tensors outside of ``layers.<n>`` other than embeddings and
+    lm_head are dropped.
     """
     complaints: list[Complaint] = []
     scales = settings.Scales(contents.config)
@@ -165,11 +178,8 @@ def sglang(contents: Contents) -> Verdict:
         beside = contents.kinds.get((before, name.removesuffix(last) + partner), {})
         single = [found[layer] for layer in sorted(found.keys() - beside.keys())]
         cure = _filled(contents, [module.removesuffix(last) + partner for module in single])
-        if last == "q_proj" and single:
-            alone.append(_refusal(f"{single[0]!r} has no v_proj beside it, which stacking q, k and v needs. {cure}"))
-        else:
-            because = f"there is no {partner} beside it to be stacked with"
-            dropped |= dict.fromkeys(single, Applied(scale=0.0, because=because, cure=cure))
+        if single:
+            alone.append(_refusal(f"{single[0]!r}{_more(single)} has no {partner} beside it to be stacked with. {cure}"))
     outside = Applied(
         scale=0.0,
         because="it lies outside of layers.<n>",
@@ -190,6 +200,9 @@ def sglang(contents: Contents) -> Verdict:
     if other and not patterned:
         complaints.append(_refusal(f"{other[0]!r} has rank {contents.ranks[other[0]]}, but buffers are of rank {scales.rank}. {AGAIN}"))
     complaints += alone
+    strange = [key for key in contents.extra if ".layers." in key]
+    if strange:
+        complaints.append(_refusal(f"the tensor {strange[0]!r}{_more(strange)} is neither lora_A nor lora_B"))
     complaints += _no_heads(contents)
     return _global_scale(contents, complaints, rslora=False, dropped=dropped)
 

@@ -20,6 +20,7 @@ GRID = Grid(
         "Mistral",
         "Gemma",
         "Phi",
+        "Phi-3",
         "ViT",
         "Whisper",
         "CLIP",

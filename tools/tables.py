@@ -2,6 +2,10 @@
 
 <!-- table: exemptions -->       the contract tests' exemptions
 <!-- table: properties -->       the contract tests, with the models that each is run on
+<!-- table: licences -->         what paring depends on, and under which licences
+<!-- table: environments -->     what the tests have run with
+<!-- table: trust -->            what the trust matrix was recorded with
+<!-- table: trust-GRID -->       a grid of the trust matrix
 <!-- table: NAME -->             benchmarks/results/NAME.json
 """
 
@@ -14,6 +18,8 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tools import dependencies, matrix, trust
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,6 +40,8 @@ def table(name: str, results: Path = RESULTS) -> str:
     """
     if name in CONTRACT:
         return CONTRACT[name]()
+    if name.startswith(TRUST):
+        return trust.matrix(name.removeprefix(TRUST))
     if name not in BENCHMARKS:
         raise LookupError(f"There is no table {name!r}; there are {', '.join([*CONTRACT, *BENCHMARKS])}.")
     path = results / f"{name}.json"
@@ -398,7 +406,14 @@ def lisa(result: Mapping[str, Any]) -> str:
     return rows(("way", "rate", "dev accuracy, %", "optimizer state at most, MB", *heads), body)
 
 
-CONTRACT: Mapping[str, Callable[[], str]] = {"exemptions": exemptions, "properties": properties}
+TRUST = "trust-"
+CONTRACT: Mapping[str, Callable[[], str]] = {
+    "exemptions": exemptions,
+    "properties": properties,
+    "licences": lambda: rows(("package", "versions", "extra", "licence"), dependencies.licences()),
+    "trust": trust.versions,
+    "environments": lambda: rows(("environment", "Python", *matrix.SHOWN, "tests"), matrix.rows()),
+}
 BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "sora-accuracy": accuracy,
     "sora-accuracy-gpu": accuracy,

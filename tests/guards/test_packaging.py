@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import paring
+from tools.lock import entries
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -90,3 +91,13 @@ def test_peft_range_is_the_one_that_attach_warns_outside_of() -> None:
 def test_versions_agree() -> None:
     assert PROJECT["version"] == paring.__version__
     assert f"## [{paring.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_lock_has_a_hash_for_every_pin_but_torch() -> None:
+    locked = entries((ROOT / "requirements.lock").read_text())
+    assert all(locked.values()), [pin for pin, hashes in locked.items() if not hashes]
+    named = {canonicalize_name(name): version for name, version in (pin.split("==") for pin in locked)}
+    makefile = re.search(r"^FILES := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert makefile is not None
+    files = {canonicalize_name(name): version for name, version in (pin.split("==") for pin in makefile[1].split())}
+    assert named == {name: version for name, version in (pins() | files).items() if name != "torch"}

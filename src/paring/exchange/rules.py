@@ -81,8 +81,8 @@ def _by_configuration(contents: Contents, complaints: list[Complaint]) -> Verdic
         ]
         if without:
             message = (
-                f"use_dora is set, and {without[0]!r}{_more(without)} has no magnitudes in the file: it takes those of the adapted weight as "
-                f"it loads, which is another update. {AGAIN}"
+                f"use_dora is set, and {without[0]!r}{_more(without)} has no magnitudes in the file: it takes those of the adapted "
+                f"weight as it loads, which is another update. {AGAIN}"
             )
             complaints.append(Complaint(level="warning", message=message))
     if contents.unread:

@@ -19,12 +19,12 @@ def licence(name: str) -> str:
         said = metadata(name)
     except PackageNotFoundError:
         return "not installed here"
-    expression = said.get("License-Expression")
-    if expression:
-        return expression
+    if "License-Expression" in said:
+        return said["License-Expression"]
     kinds = [line.rpartition(" :: ")[2] for line in said.get_all("Classifier") or () if line.startswith("License :: ")]
     kinds = [kind for kind in kinds if kind != "OSI Approved"]
-    return ", ".join(kinds) or (said.get("License") or "not stated").strip().splitlines()[0]
+    stated = said["License"].strip().splitlines()[:1] if "License" in said else []
+    return ", ".join(kinds or stated or ["not stated"])
 
 
 def requirements() -> list[tuple[Requirement, str]]:

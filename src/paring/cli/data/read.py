@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import config as datasets_config
 
 from paring.cli.console import say
 from paring.core.errors import DataError, near
@@ -105,7 +106,7 @@ def _file(path: Path) -> Dataset:
             options["quoting"] = csv.QUOTE_NONE
         options["features"] = Features({name: Value("string") for name in _header(path, tabs)})
     try:
-        with _quiet():
+        with _quiet(), _uncounted():
             rows = load_dataset(builder, data_files={"train": str(path)}, split="train", **options)
     except Exception as error:
         fault = _json_fault(path) if builder == "json" else None
@@ -117,6 +118,17 @@ def _file(path: Path) -> Dataset:
         raise DataError(f"{str(path)!r} could not be read as {path.suffix[1:]}: {fault}") from error
     assert isinstance(rows, Dataset)
     return rows
+
+
+@contextmanager
+def _uncounted() -> Iterator[None]:
+    """``datasets`` reports every reading of a local file to a server that counts downloads; nothing is downloaded here."""
+    before = datasets_config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets_config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets_config.HF_UPDATE_DOWNLOAD_COUNTS = before
 
 
 @contextmanager

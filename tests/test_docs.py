@@ -29,6 +29,7 @@ from paring.methods.lora import LoRA
 from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
 from paring.train import Scores, create_optimizer, sparsify
+from tests.trust.grids import GRIDS
 from tools import figures, tables
 
 ROOT = Path(__file__).parent.parent
@@ -368,7 +369,7 @@ def test_figures_are_those_of_the_code() -> None:
 
 def test_every_table_that_a_page_asks_for_is_made() -> None:
     asked = {name for page in PAGES for name in re.findall(r"<!-- table: ([\w-]+) -->", page.read_text())}
-    assert asked == {*tables.CONTRACT, *tables.BENCHMARKS}
+    assert asked == {*tables.CONTRACT, *tables.BENCHMARKS, *(f"{tables.TRUST}{key}" for key in GRIDS)}
     with pytest.raises(LookupError, match="no table 'other'"):
         tables.on_page_markdown("<!-- table: other -->")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 from transformers.pytorch_utils import Conv1D
 
 from paring.parts.parameterise.base import Slot
@@ -23,7 +23,7 @@ def fusible(base: nn.Module, slot: Slot, x: Tensor) -> bool:
     if _touched(base) or _touched(slot) or torch.compiler.is_compiling() or peek_interpreter_stack() is not None:
         return False
     weight, bias = tensors(base)
-    if _has_any_global_hook() or not _frozen(weight) or not (bias is None or _frozen(bias)):  # type: ignore[no-untyped-call]
+    if _hooked_everywhere() or not _frozen(weight) or not (bias is None or _frozen(bias)):
         return False
     if torch.is_autocast_enabled(x.device.type):
         return torch.float64 not in (x.dtype, weight.dtype) and slot.fuses(None)
@@ -34,6 +34,13 @@ def tensors(base: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Weight, as it is stored, and bias of an ``nn.Linear`` or a Conv1D."""
     assert isinstance(base, nn.Linear | Conv1D)
     return base.weight, base.bias
+
+
+def _hooked_everywhere() -> bool:
+    """Whether there is a hook on every module; torch says so itself from 2.7 on, under a private name."""
+    return bool(
+        hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks
+    )
 
 
 def _frozen(parameter: Tensor) -> bool:

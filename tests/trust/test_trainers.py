@@ -1,0 +1,148 @@
+"""Every trainer: one proximal step after each step, restarts to the bit, mixed batches, and exports that stock PEFT reads."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+import paring
+from tests.contract.cases import adapter_state, assert_close, names_that_differ
+from tests.trust import language, proof
+from tests.trust.grids import cell
+from tests.trust.runs import WAYS, Plan, Way, checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+STEPS = 4
+SAVED = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    # Every Trainer collects garbage before it starts; what was imported is not garbage, and looking at it takes most of a test's time.
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def ways(column: str, quick: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Every way of training, as a cell of a column; those that take longer are slow, but for the rows that are quick here."""
+    return pytest.mark.parametrize(
+        "way",
+        [
+            pytest.param(
+                way,
+                id=way.row,
+                marks=[cell("trainers", way.row, column), *([pytest.mark.slow] if way.slow and way.row not in quick else [])],
+            )
+            for way in WAYS
+        ],
+    )
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all that is not an adapter's, by the base model's own names."""
+    return {
+        name.replace(".base_layer", "").removeprefix("base_model.model."): value.clone()
+        for name, value in model.state_dict().items()
+        if "paring_slot." not in name
+    }
+
+
+@functools.cache
+def _trained(way: Way) -> nn.Module:
+    """What a run leaves; nobody changes it."""
+    model = way.build()
+    with tempfile.TemporaryDirectory() as folder:
+        way.run(model, Path(folder), Plan(steps=STEPS))
+    return model.eval()
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The model that transformers knows, with its adapter: a SentenceTransformer has it inside."""
+    found: object = model if isinstance(model, PeftModel) else model[0].model  # type: ignore[index]
+    assert isinstance(found, nn.Module)
+    return found
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, **kwargs: object) -> Tensor:
+    """Logits of a decoder, hidden states of an encoder."""
+    found = model(input_ids=language.tokens(6, seed=99), **kwargs)
+    result: Tensor = found.logits if "logits" in found else found.last_hidden_state
+    return result
+
+
+@ways("one proximal step a step", quick=("TRL SFTTrainer", "sentence-transformers"))
+@pytest.mark.parametrize("plan", [Plan(steps=STEPS), Plan(steps=STEPS, schedule="linear", accumulate=2)], ids=["constant", "accumulated"])
+def test_one_proximal_step_after_each_step(
+    way: Way, plan: Plan, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    model = way.build()
+    before = base_state(model)
+    with proof.Watch(model) as watch:
+        way.run(model, tmp_path, plan)
+    record_property("trust", proof.check(watch, plan.steps))
+    # Whatever the trainer did in between, such as generating: the base model is as it was.
+    assert names_that_differ(base_state(model), before) == []
+
+
+@ways("resumes")
+def test_a_run_that_goes_on_ends_where_the_whole_one_does(way: Way, tmp_path: Path) -> None:
+    whole = way.build(dropout=0.1)
+    way.run(whole, tmp_path / "whole", Plan(steps=STEPS, schedule="linear", save_at=SAVED))
+    again = way.build(dropout=0.1)
+    # Another start, and another state of the generator: all of it has to come from what was saved.
+    proof.start(again, seed=5)
+    torch.manual_seed(99)
+    with proof.Watch(again) as watch:
+        way.run(again, tmp_path / "again", Plan(steps=STEPS, schedule="linear", resume=checkpoint(tmp_path / "whole", SAVED)))
+    proof.check(watch, STEPS, begun=SAVED)
+    assert names_that_differ(adapter_state(again), adapter_state(whole)) == []
+
+
+@ways("mixed batch")
+def test_each_row_gets_its_adapter(way: Way) -> None:
+    model = copy.deepcopy(_trained(way))
+    asked = inner(model)
+    config = paring.ParingConfig(method=proof.method(), exclude_modules=["pooler.dense"] if way.row == "sentence-transformers" else None, seed=8)
+    if isinstance(asked, PeftModel):
+        asked.add_adapter("second", config)
+    else:
+        asked.add_adapter(config, adapter_name="second")  # type: ignore[operator]
+    proof.start(model, "second", seed=2)
+    asked.set_adapter("default")  # type: ignore[operator]
+    names = ["default", "second", "default", "second", "second", "default"]
+    mixed = outputs(asked.eval(), adapter_names=names)
+    alone = {}
+    for name in ("default", "second"):
+        asked.set_adapter(name)  # type: ignore[operator]
+        alone[name] = outputs(asked)
+    assert_close(mixed, torch.stack([alone[name][row] for row, name in enumerate(names)]))
+    assert (alone["default"] - alone["second"]).abs().max() > 1e-3
+
+
+@ways("export")
+def test_stock_peft_computes_what_the_trained_model_does(way: Way, tmp_path: Path) -> None:
+    model = inner(copy.deepcopy(_trained(way)))
+    ranks = paring.ranks(model)
+    assert all(0 < rank < proof.RANK for rank in ranks.values()), "some ranks have died, some are left"
+    paring.export(model, tmp_path / "adapter")
+    base = way.base()
+    before = outputs(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert loaded.peft_config["default"].peft_type == "LORA"
+    assert_close(outputs(loaded), outputs(model))
+    assert (outputs(model) - before).abs().max() > 1e-3

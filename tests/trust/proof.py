@@ -83,13 +83,14 @@ class Watch:
                 self.history.append(self._now())
 
 
-def check(watch: Watch, steps: int, begun: int = 0) -> str:
+def check(watch: Watch, steps: int, *, begun: int = 0, still: int = 0) -> str:
     """Hold what was watched against what one proximal step after each step makes of the lone gates.
 
     Args:
         watch: of a whole run, or of one that went on.
         steps: how many steps the run was to take.
         begun: how many of them were taken before.
+        still: at how many of the first steps the other gates have no gradient either.
 
     Returns:
         What was seen, for the docs.
@@ -109,7 +110,7 @@ def check(watch: Watch, steps: int, begun: int = 0) -> str:
             else:
                 torch.testing.assert_close(gate[:lone], expected, rtol=0, atol=1e-6)
             # The others go where their gradients lead them as well.
-            assert (gate[lone:] - shrunk(before[lone:], rate)).abs().max() > 1e-2 * rate, f"{path}, step {step}: not trained"
+            assert step <= still or (gate[lone:] - shrunk(before[lone:], rate)).abs().max() > 1e-2 * rate, f"{path}, step {step}: not trained"
         for index, gate in enumerate(watch.history[0][path][:lone].tolist()):
             died = next((step for step, seen in enumerate(watch.history) if seen[path][index] == 0), None)
             assert died == _dies(abs(gate), watch.rates), f"{path}: gate {index}"

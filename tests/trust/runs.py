@@ -58,6 +58,10 @@ def _batches(plan: Plan) -> list[Tensor]:
     return [language.tokens(ROWS, seed=index) for index in range(plan.steps * plan.accumulate)]
 
 
+def _examples(plan: Plan) -> list[Tensor]:
+    return [row for batch in _batches(plan) for row in batch]
+
+
 # -- loops of one's own --------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +100,8 @@ def accelerated(model: nn.Module, folder: Path, plan: Plan) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=plan.accumulate)
     optimizer = train.create_optimizer(model, lr=RATE, weight_decay=0.1)
     schedule = get_scheduler(plan.schedule, optimizer, num_warmup_steps=0, num_training_steps=plan.steps)
-    loader: DataLoader[Tensor] = DataLoader(_batches(plan), batch_size=None)  # type: ignore[arg-type]
+    # With a generator of its own: a loader draws from it when it begins, and a run that goes on begins once more.
+    loader: DataLoader[Tensor] = DataLoader(_examples(plan), batch_size=ROWS, generator=torch.Generator())  # type: ignore[arg-type]
     model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     done = 0
     if plan.resume is not None:
@@ -166,7 +171,7 @@ def lightning(model: nn.Module, folder: Path, plan: Plan) -> None:
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    loader: DataLoader[Tensor] = DataLoader(_batches(plan), batch_size=None)  # type: ignore[arg-type]
+    loader: DataLoader[Tensor] = DataLoader(_examples(plan), batch_size=ROWS)  # type: ignore[arg-type]
     trainer.fit(Module(), loader, ckpt_path=None if plan.resume is None else plan.resume / "run.ckpt")
 
 
@@ -204,7 +209,7 @@ def _go(trainer: Any, plan: Plan) -> Any:
 
 def transformers(model: nn.Module, folder: Path, plan: Plan) -> Any:
     """transformers' Trainer, with the mixin."""
-    rows = [{"input_ids": row, "labels": row} for batch in _batches(plan) for row in batch]
+    rows = [{"input_ids": row, "labels": row} for row in _examples(plan)]
     return _go(ParingTrainer(model=model, args=TrainingArguments(**arguments(folder, plan)), train_dataset=rows), plan)
 
 
@@ -252,8 +257,8 @@ def reward(completions: list[str], **kwargs: Any) -> list[float]:
     return [sum(map(ord, completion)) / 100 for completion in completions]
 
 
-def grpo(model: nn.Module, folder: Path, plan: Plan) -> Any:
-    """TRL's GRPOTrainer, which generates with the adapter between steps."""
+def grpo_trainer(model: nn.Module, folder: Path, plan: Plan, **given: Any) -> Any:
+    """TRL's GRPOTrainer, not yet trained."""
     trl = pytest.importorskip("trl", reason="trl is not installed")
 
     class Grpo(ParingTrainerMixin, trl.GRPOTrainer):  # type: ignore[misc, name-defined, unused-ignore]
@@ -262,21 +267,37 @@ def grpo(model: nn.Module, folder: Path, plan: Plan) -> Any:
     own = {"num_generations": ROWS, "max_completion_length": 4, "gradient_checkpointing": False, "use_vllm": False, "beta": 0.1}
     args = trl.GRPOConfig(**arguments(folder, plan, **own))
     data = Dataset.from_dict({"prompt": language.texts(_rows(plan), 3)})
-    return _go(Grpo(model=model, args=args, processing_class=language.tokenizer(), train_dataset=data, reward_funcs=reward), plan)
+    return Grpo(model=model, args=args, processing_class=language.tokenizer(), train_dataset=data, reward_funcs=reward, **given)
+
+
+def grpo(model: nn.Module, folder: Path, plan: Plan) -> Any:
+    """TRL's GRPOTrainer, which generates with the adapter between steps."""
+    return _go(grpo_trainer(model, folder, plan), plan)
 
 
 def encoder(**settings: Any) -> nn.Module:
-    """An adapted SentenceTransformer."""
+    """A SentenceTransformer, adapted by its own call."""
+    model = _sentence_transformer()
+    # What pools inside BERT is not asked for.
+    model.add_adapter(paring.ParingConfig(method=proof.method(**settings), exclude_modules=["pooler.dense"], seed=language.SEED))
+    proof.start(model)
+    return model
+
+
+def wrapped_encoder(**settings: Any) -> nn.Module:
+    """A SentenceTransformer around a PeftModel, which knows mixed batches; its own call makes none."""
+    model = _sentence_transformer()
+    model[0].model = paring.adapt(model[0].model, proof.method(**settings), exclude_modules=["pooler.dense"], seed=language.SEED)
+    proof.start(model)
+    return model
+
+
+def _sentence_transformer() -> Any:
     st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     from sentence_transformers.models import Pooling, Transformer
 
     inner = Transformer(str(language.bert()))
-    model = st.SentenceTransformer(modules=[inner, Pooling(16)], device="cpu")
-    # What pools inside BERT is not asked for.
-    model.add_adapter(paring.ParingConfig(method=proof.method(**settings), exclude_modules=["pooler.dense"], seed=language.SEED))
-    proof.start(model)
-    assert isinstance(model, nn.Module)
-    return model
+    return st.SentenceTransformer(modules=[inner, Pooling(16)], device="cpu")
 
 
 def plain_encoder() -> nn.Module:
@@ -310,6 +331,7 @@ class Way:
         run: does it.
         build: makes the model to train, with SoRA's settings.
         base: makes the model beneath.
+        peft: makes the model to train around a PeftModel, where ``build`` does not.
         slow: whether it takes more than a few seconds.
     """
 
@@ -317,6 +339,7 @@ class Way:
     run: Run
     build: Callable[..., nn.Module] = language.adapted
     base: Callable[[], nn.Module] = language.llama
+    peft: Callable[..., nn.Module] | None = None
     slow: bool = False
 
 
@@ -327,6 +350,6 @@ WAYS = (
     Way(row="TRL DPOTrainer", run=dpo, slow=True),
     Way(row="TRL GRPOTrainer", run=grpo, slow=True),
     Way(row="accelerate", run=accelerated),
-    Way(row="sentence-transformers", run=sentences, build=encoder, base=plain_encoder, slow=True),
+    Way(row="sentence-transformers", run=sentences, build=encoder, base=plain_encoder, peft=wrapped_encoder, slow=True),
     Way(row="Lightning", run=lightning),
 )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import gc
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,17 +56,8 @@ def base_state(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-@functools.cache
-def _trained(way: Way) -> nn.Module:
-    """What a run leaves; nobody changes it."""
-    model = way.build()
-    with tempfile.TemporaryDirectory() as folder:
-        way.run(model, Path(folder), Plan(steps=STEPS))
-    return model.eval()
-
-
 def inner(model: nn.Module) -> nn.Module:
-    """The model that transformers knows, with its adapter: a SentenceTransformer has it inside."""
+    """The model that transformers or PEFT knows: a SentenceTransformer has it inside."""
     found: object = model if isinstance(model, PeftModel) else model[0].model  # type: ignore[index]
     assert isinstance(found, nn.Module)
     return found
@@ -112,29 +100,30 @@ def test_a_run_that_goes_on_ends_where_the_whole_one_does(way: Way, tmp_path: Pa
 
 
 @ways("mixed batch")
-def test_each_row_gets_its_adapter(way: Way) -> None:
-    model = copy.deepcopy(_trained(way))
-    asked = inner(model)
-    config = paring.ParingConfig(method=proof.method(), exclude_modules=["pooler.dense"] if way.row == "sentence-transformers" else None, seed=8)
-    if isinstance(asked, PeftModel):
-        asked.add_adapter("second", config)
-    else:
-        asked.add_adapter(config, adapter_name="second")  # type: ignore[operator]
+def test_each_row_gets_its_adapter(way: Way, tmp_path: Path) -> None:
+    outer = (way.peft or way.build)()
+    way.run(outer, tmp_path, Plan(steps=STEPS))
+    model = inner(outer.eval())
+    assert isinstance(model, PeftModel)
+    model.add_adapter("second", model.peft_config["default"])
     proof.start(model, "second", seed=2)
-    asked.set_adapter("default")  # type: ignore[operator]
-    names = ["default", "second", "default", "second", "second", "default"]
-    mixed = outputs(asked.eval(), adapter_names=names)
+    names = ["default", "second", "__base__", "second", "default", "__base__"]
+    mixed = outputs(model, adapter_names=names)
     alone = {}
     for name in ("default", "second"):
-        asked.set_adapter(name)  # type: ignore[operator]
-        alone[name] = outputs(asked)
+        model.set_adapter(name)
+        alone[name] = outputs(model)
+    with model.disable_adapter():
+        alone["__base__"] = outputs(model)
     assert_close(mixed, torch.stack([alone[name][row] for row, name in enumerate(names)]))
-    assert (alone["default"] - alone["second"]).abs().max() > 1e-3
+    assert all((alone["default"] - alone[other]).abs().max() > 1e-3 for other in ("second", "__base__"))
 
 
 @ways("export")
 def test_stock_peft_computes_what_the_trained_model_does(way: Way, tmp_path: Path) -> None:
-    model = inner(copy.deepcopy(_trained(way)))
+    outer = way.build()
+    way.run(outer, tmp_path, Plan(steps=STEPS))
+    model = inner(outer.eval())
     ranks = paring.ranks(model)
     assert all(0 < rank < proof.RANK for rank in ranks.values()), "some ranks have died, some are left"
     paring.export(model, tmp_path / "adapter")

@@ -14,9 +14,7 @@ from tests.contract.models import KINDS
 from tests.contract.training import with_dropout
 
 CASES = [
-    Case(method_name=name, kind=KINDS["twin"])
-    for name in methods.names()
-    if "dropout" in {item.name for item in fields(example(name))}
+    Case(method_name=name, kind=KINDS["twin"]) for name in methods.names() if "dropout" in {item.name for item in fields(example(name))}
 ]
 
 

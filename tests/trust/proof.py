@@ -110,7 +110,9 @@ def check(watch: Watch, steps: int, *, begun: int = 0, still: int = 0) -> str:
             else:
                 torch.testing.assert_close(gate[:lone], expected, rtol=0, atol=1e-6)
             # The others go where their gradients lead them as well.
-            assert step <= still or (gate[lone:] - shrunk(before[lone:], rate)).abs().max() > 1e-2 * rate, f"{path}, step {step}: not trained"
+            assert step <= still or (gate[lone:] - shrunk(before[lone:], rate)).abs().max() > 1e-2 * rate, (
+                f"{path}, step {step}: not trained"
+            )
         for index, gate in enumerate(watch.history[0][path][:lone].tolist()):
             died = next((step for step, seen in enumerate(watch.history) if seen[path][index] == 0), None)
             assert died == _dies(abs(gate), watch.rates), f"{path}: gate {index}"

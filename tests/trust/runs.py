@@ -208,7 +208,7 @@ def _go(trainer: Any, plan: Plan) -> Any:
 
 
 def transformers(model: nn.Module, folder: Path, plan: Plan) -> Any:
-    """transformers' Trainer, with the mixin."""
+    """The Trainer of transformers, with the mixin."""
     rows = [{"input_ids": row, "labels": row} for row in _examples(plan)]
     return _go(ParingTrainer(model=model, args=TrainingArguments(**arguments(folder, plan)), train_dataset=rows), plan)
 

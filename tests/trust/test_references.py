@@ -26,9 +26,7 @@ both = pytest.mark.parametrize(
     ("make", "first"),
     [
         # Where policy and reference agree: the loss of DPO is log 2, and the divergence is none.
-        pytest.param(
-            dpo_trainer, ("loss", math.log(2.0)), id="DPO", marks=cell("trainers", "TRL DPOTrainer", "one proximal step a step")
-        ),
+        pytest.param(dpo_trainer, ("loss", math.log(2.0)), id="DPO", marks=cell("trainers", "TRL DPOTrainer", "one proximal step a step")),
         pytest.param(grpo_trainer, ("kl", 0.0), id="GRPO", marks=cell("trainers", "TRL GRPOTrainer", "one proximal step a step")),
     ],
 )
@@ -37,9 +35,7 @@ Make = Callable[..., Any]
 
 def _state(model: nn.Module, adapter: str) -> dict[str, Tensor]:
     return {
-        f"{path}.{name}": parameter.detach().clone()
-        for path, slot in slots(model, adapter).items()
-        for name, parameter, _ in slot.roles()
+        f"{path}.{name}": parameter.detach().clone() for path, slot in slots(model, adapter).items() for name, parameter, _ in slot.roles()
     }
 
 
@@ -57,9 +53,7 @@ def _same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 @both
-def test_the_reference_is_the_policy_at_the_start_and_stays_as_it_was(
-    make: Make, first: tuple[str, float], tmp_path: Path
-) -> None:
+def test_the_reference_is_the_policy_at_the_start_and_stays_as_it_was(make: Make, first: tuple[str, float], tmp_path: Path) -> None:
     model = language.adapted(dropout=0.3)
     before, start = _outputs(model, "default"), _state(model, "default")
     trainer = make(model, tmp_path, Plan(steps=STEPS, settings=(*LOGGED, ("disable_dropout", True))))

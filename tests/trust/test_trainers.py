@@ -73,9 +73,7 @@ def outputs(model: nn.Module, **kwargs: object) -> Tensor:
 
 @ways("one proximal step a step", quick=("TRL SFTTrainer", "sentence-transformers"))
 @pytest.mark.parametrize("plan", [Plan(steps=STEPS), Plan(steps=STEPS, schedule="linear", accumulate=2)], ids=["constant", "accumulated"])
-def test_one_proximal_step_after_each_step(
-    way: Way, plan: Plan, tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_one_proximal_step_after_each_step(way: Way, plan: Plan, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     model = way.build()
     before = base_state(model)
     with proof.Watch(model) as watch:

@@ -19,9 +19,9 @@ from paring.attach.shapes import plain
 from paring.core.errors import TargetError
 from paring.train import create_optimizer
 from tests.contract.cases import adapter_state, assert_close, names_that_differ
-from tests.trust import packed, proof, runs
+from tests.trust import loops, packed, proof, runs
 from tests.trust.grids import cell
-from tests.trust.runs import Plan, checkpoint
+from tests.trust.loops import Plan, Run, checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
@@ -56,7 +56,7 @@ def test_gates_move_and_die_and_the_base_stays_as_it_is(load: Load, tmp_path: Pa
     assert _is_quantised(model)
     before, output = packed.bits(model), packed.logits(model)
     with proof.Watch(model) as watch:
-        runs.plain(model, tmp_path, Plan(steps=STEPS))
+        loops.plain(model, tmp_path, Plan(steps=STEPS))
     record_property("trust", proof.check(watch, STEPS))
     assert all(0 < rank < proof.RANK for rank in paring.ranks(model).values())
     assert names_that_differ(packed.bits(model), before) == []
@@ -66,7 +66,7 @@ def test_gates_move_and_die_and_the_base_stays_as_it_is(load: Load, tmp_path: Pa
 @kinds("export on the unquantised base")
 def test_the_export_is_right_on_the_unquantised_base(load: Load, tmp_path: Path) -> None:
     model = packed.attach(load())
-    runs.plain(model, tmp_path, Plan(steps=STEPS))
+    loops.plain(model, tmp_path, Plan(steps=STEPS))
     paring.export(model, tmp_path / "adapter")
     live, written = slots(model), paring.read(tmp_path / "adapter").updates
     assert written.keys() == live.keys()
@@ -122,14 +122,14 @@ def _trains(model: PeftModel, folder: Path, record_property: Record) -> None:
     assert all(slot.gate.dtype == torch.float32 and slot.gate.requires_grad for slot in proof.gates(model).values())
     before = packed.bits(model)
     with proof.Watch(model) as watch:
-        runs.plain(model, folder, Plan(steps=STEPS))
+        loops.plain(model, folder, Plan(steps=STEPS))
     record_property("trust", proof.check(watch, STEPS))
     assert names_that_differ(packed.bits(model), before) == []
 
 
 @kinds("prepare_model_for_kbit_training after")
 @pytest.mark.parametrize("run", [runs.transformers, pytest.param(runs.sft, marks=pytest.mark.slow)])
-def test_a_trainer_says_so_where_nothing_is_left_to_train(load: Load, run: runs.Run, tmp_path: Path) -> None:
+def test_a_trainer_says_so_where_nothing_is_left_to_train(load: Load, run: Run, tmp_path: Path) -> None:
     model = packed.attach(load())
     prepare_model_for_kbit_training(model)
     with pytest.raises(TargetError, match=r"No parameter of this model is trainable; activate an adapter with model\.set_adapter"):

@@ -16,7 +16,8 @@ import paring
 from paring.attach.find import slots
 from tests.trust import language, proof
 from tests.trust.grids import cell
-from tests.trust.runs import Plan, dpo_trainer, grpo_trainer
+from tests.trust.loops import Plan
+from tests.trust.runs import dpo_trainer, grpo_trainer
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 STEPS = 4

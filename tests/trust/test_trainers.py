@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -16,7 +17,8 @@ import paring
 from tests.contract.cases import adapter_state, assert_close, names_that_differ
 from tests.trust import language, proof
 from tests.trust.grids import cell
-from tests.trust.runs import WAYS, Plan, Way, checkpoint
+from tests.trust.loops import Plan, Run, accelerated, checkpoint
+from tests.trust.runs import WAYS, Way, transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
@@ -133,3 +135,59 @@ def test_stock_peft_computes_what_the_trained_model_does(way: Way, tmp_path: Pat
     assert loaded.peft_config["default"].peft_type == "LORA"
     assert_close(outputs(loaded), outputs(model))
     assert (outputs(model) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(way, id=way.row, marks=cell("trainers", way.row, "one proximal step a step"))
+        for way in WAYS
+        if way.row in ("plain loop", "transformers Trainer", "accelerate", "Lightning")
+    ],
+)
+def test_a_last_step_of_fewer_batches_counts_as_one(way: Way, tmp_path: Path) -> None:
+    model = way.build()
+    with proof.Watch(model) as watch:
+        way.run(model, tmp_path, Plan(steps=STEPS, accumulate=3, short=2))
+    proof.check(watch, STEPS)
+
+
+@pytest.fixture
+def _fresh() -> Iterator[None]:
+    # One precision holds for all that accelerate makes in a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("_fresh")
+@pytest.mark.parametrize(
+    ("run", "settings"),
+    [
+        pytest.param(accelerated, ("mixed_precision", "bf16"), marks=cell("trainers", "accelerate", "one proximal step a step")),
+        pytest.param(transformers, ("bf16", True), marks=cell("trainers", "transformers Trainer", "one proximal step a step")),
+    ],
+    ids=["accelerate", "Trainer"],
+)
+def test_mixed_precision_leaves_the_thresholds_exact(run: Run, settings: tuple[str, object], tmp_path: Path) -> None:
+    model = language.adapted()
+    with proof.Watch(model) as watch:
+        run(model, tmp_path, Plan(steps=STEPS, settings=(settings,)))
+    proof.check(watch, STEPS)
+
+
+@cell("trainers", "transformers Trainer", "resumes")
+def test_the_best_checkpoint_comes_back_with_its_gates(tmp_path: Path) -> None:
+    model = language.adapted()
+    rows = [{"input_ids": row, "labels": row} for row in language.tokens(4, seed=50)]
+    # What is best is turned round, so that it is not the last one.
+    choice = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    settings = {"eval_strategy": "steps", "eval_steps": 1, **choice}
+    trainer = transformers(model, tmp_path, Plan(steps=STEPS, save_at=1, settings=tuple(settings.items())), eval_dataset=rows)
+    best = Path(trainer.state.best_model_checkpoint)
+    step = int(best.name.rpartition("-")[2])
+    assert step < STEPS
+    saved = PeftModel.from_pretrained(language.llama(), str(best))
+    assert names_that_differ(adapter_state(model), adapter_state(saved)) == []
+    assert {int(slot.steps) for slot in proof.gates(model).values()} == {step}
+    assert torch.equal(outputs(model.eval()), outputs(saved.eval()))

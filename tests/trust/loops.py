@@ -105,7 +105,7 @@ def accelerated(model: nn.Module, folder: Path, plan: Plan) -> None:
     if plan.resume is not None:
         accelerator.load_state(str(plan.resume))
         done = int(plan.resume.name.rpartition("-")[2])
-        loader = accelerator.skip_firstbatches(loader, done * plan.accumulate)
+        loader = accelerator.skip_first_batches(loader, done * plan.accumulate)
     model.train()
     for batch in loader:
         with accelerator.accumulate(model):

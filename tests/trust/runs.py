@@ -134,7 +134,7 @@ def wrapped_encoder(**settings: Any) -> nn.Module:
 
 def _sentence_transformer() -> Any:
     st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     inner = Transformer(str(language.bert()))
     return st.SentenceTransformer(modules=[inner, Pooling(16)], device="cpu")
@@ -151,7 +151,7 @@ def sentences(model: nn.Module, folder: Path, plan: Plan) -> Any:
     """sentence-transformers' own trainer."""
     st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
-    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
     class Sentences(ParingTrainerMixin, st.SentenceTransformerTrainer):  # type: ignore[misc, name-defined, unused-ignore]
         pass

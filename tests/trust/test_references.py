@@ -13,7 +13,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 import paring
+from paring import method as methods
 from paring.attach.find import slots
+from tests.contract.cases import example, roughen
 from tests.trust import language, proof
 from tests.trust.grids import cell
 from tests.trust.loops import Plan
@@ -101,4 +103,18 @@ def test_a_reference_computed_beforehand_is_the_policy_at_the_start(tmp_path: Pa
     with proof.Watch(model) as watch:
         trainer.train()
     proof.check(watch, STEPS)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-5)
+
+
+@cell("trainers", "TRL DPOTrainer", "one proximal step a step")
+@pytest.mark.parametrize("name", methods.names())
+def test_the_reference_of_every_method_stays_as_it_was(name: str, tmp_path: Path) -> None:
+    model = paring.adapt(language.llama(), example(name), task_type="CAUSAL_LM", seed=language.SEED)
+    roughen(model, torch.Generator().manual_seed(1))
+    before, start = _outputs(model, "default"), _state(model, "default")
+    trainer = dpo_trainer(model, tmp_path, Plan(steps=2, settings=LOGGED))
+    trainer.train()
+    assert _same(_state(model, "ref"), start)
+    assert torch.equal(_outputs(model, "ref"), before)
+    assert not _same(_state(model, "default"), start)
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2.0), abs=1e-5)

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 
 from paring import step
 from paring.attach.find import slots
-from paring.core.errors import StepError
+from paring.core.errors import StepError, TargetError
 from paring.methods.sora import SoRA
 from paring.parts.parameterise import alive
 from paring.parts.update.revive import Always
@@ -96,6 +96,17 @@ def test_schedule_free_of_the_training_arguments_is_refused(adapted: Make, argum
     args = arguments(optim="schedule_free_adamw", lr_scheduler_type="constant")
     with pytest.raises(StepError, match=r"AdamWScheduleFree evaluates at an average"):
         ParingTrainer(model=adapted(), args=args, train_dataset=data).train()
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(adapted: Make, arguments: Make, data: Any) -> None:
+    model = adapted()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    trainer = ParingTrainer(model=model, args=arguments(), train_dataset=data)
+    with pytest.raises(TargetError, match=r"No parameter .* is trainable.*set_adapter"):
+        trainer.train()
+    model.set_adapter("default")
+    assert ParingTrainer(model=model, args=arguments(), train_dataset=data).train().global_step == 4
 
 
 def test_recast_takes_the_optimizer_state_along(adapted: Make, arguments: Make) -> None:

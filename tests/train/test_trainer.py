@@ -18,6 +18,7 @@ from paring.attach.find import slots
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.train import ParingCallback, ParingTrainer, ParingTrainerMixin, create_optimizer
+from tests.trust.grids import cell
 
 Make = Callable[..., Any]
 KEYS = {"lambda", "live_ranks", "live_parameters", "sparsity"}
@@ -124,6 +125,7 @@ def batch(data: Any) -> dict[str, torch.Tensor]:
     return {key: torch.stack([row[key] for row in data]) for key in data[0]}
 
 
+@cell("trainers", "transformers Trainer", "resumes")
 def test_resumed_trainer_equals_the_uninterrupted_one_bit_for_bit(adapted: Make, arguments: Make, data: Any, tmp_path: Path) -> None:
     def trainer(folder: str, model: Any) -> ParingTrainer:
         args = arguments(max_steps=8, output_dir=str(tmp_path / folder), save_strategy="steps", save_steps=5, learning_rate=2e-2)
@@ -144,6 +146,7 @@ def test_resumed_trainer_equals_the_uninterrupted_one_bit_for_bit(adapted: Make,
     assert live[0] == live[1]
 
 
+@cell("trainers", "TRL SFTTrainer", "one proximal step a step")
 def test_mixin_works_with_trl(arguments: Make, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -29,7 +29,8 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     :func:`paring.train.create_optimizer`.
 
     * Before training: cuts to a budget are spread over the steps (:func:`paring.train.plan`); gates back to float32; FSDP1, DeepSpeed,
-      DataParallel, averaged models and optimizers whose rate is not the length of their step are refused.
+      DataParallel, averaged models, optimizers whose rate is not the length of their step, and models of which nothing is trained are
+      refused.
     * After the first real step: an error if no proximal step ran. Steps that fp16 skipped do not count.
     * At every log of the training loss: ``lambda``, ``live_ranks``, ``live_parameters`` and ``sparsity``, added to what the trainer logs.
     * At 10% of the steps: a warning if the travel left cannot kill 1% of the gates, or will kill all.
@@ -39,6 +40,7 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     Raises:
         StepError: as above.
+        TargetError: nothing is trainable, or the model has no paring adapter.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,7 @@ class ParingCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Run the guards that need the optimizer."""
         model, optimizer = kwargs["model"], guards.bare(kwargs.get("optimizer"))
         guards.refuse_wrappers(args, model)
+        guards.refuse_frozen(model)
         guards.recast(model, optimizer)
         guards.check_optimizer(optimizer, model)
         plan_unplanned(model, steps=state.max_steps)

@@ -18,7 +18,7 @@ from paring.core.errors import StepError, TargetError, near
 from paring.method import Rate
 from paring.parts.parameterise.base import Role
 from paring.step import check
-from paring.train.look import every_slot
+from paring.train.look import every_slot, nothing_to_train
 
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 """Parameters that take no weight decay in transformers' Trainer, beside those inside an ``nn.LayerNorm``: regular expressions
@@ -103,7 +103,7 @@ def parameter_groups(
         name = _name(role) if role is not Role.FACTOR else "decay" if decays else "no_decay"
         found.setdefault((name, role, rate, decay), []).append(parameter)
     if not found:
-        raise TargetError("No parameter of this model is trainable; activate an adapter with model.set_adapter(name).")
+        raise nothing_to_train()
     # Factors first: what is logged as "the learning rate" is the first group's.
     order = sorted(found, key=lambda key: (key[1] is not Role.FACTOR, key[0]))
     return [

@@ -22,7 +22,7 @@ from paring.method import Rate
 from paring.parts.parameterise.base import Role
 from paring.parts.parameterise.gated import Gated
 from paring.step import check, shared, warn_of_sharing
-from paring.train.look import gated, trained
+from paring.train.look import gated, nothing_to_train, trained
 
 
 def recast(model: nn.Module, optimizer: Optimizer | None = None) -> int:
@@ -81,6 +81,16 @@ def refuse_wrappers(args: TrainingArguments, model: nn.Module) -> None:
                 "The model to train is an average (torch.optim.swa_utils.AveragedModel): exact zeros do not survive averaging. "
                 "Train the model itself."
             )
+
+
+def refuse_frozen(model: nn.Module) -> None:
+    """Refuse to train a model that is frozen as a whole: all steps would be taken, and nothing would change.
+
+    Raises:
+        TargetError: how the adapter is activated.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise nothing_to_train()
 
 
 def bare(optimizer: Any) -> Any:

@@ -35,6 +35,14 @@ def outside(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in inside)
 
 
+def nothing_to_train() -> TargetError:
+    """What to do about a model in which nothing is trainable."""
+    return TargetError(
+        "No parameter of this model is trainable; activate an adapter with model.set_adapter(name). What freezes a model after the adapter "
+        "was attached freezes the adapter too, as PEFT's prepare_model_for_kbit_training does: call it before, or set_adapter after it."
+    )
+
+
 def trained(model: nn.Module) -> dict[str, Slot]:
     """The slots that are trained now, by module path; ``path (adapter)`` where several adapters are trained at once."""
     found = [item for item in every_slot(model) if any(parameter.requires_grad for parameter in item[2].parameters())]

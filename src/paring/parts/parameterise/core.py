@@ -31,12 +31,11 @@ class Core(Waiting, Dropping):
     """
 
     def __init__(self, shape: Shape, core: Tensor, scale: float, rule: MatrixStart, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(dropout)
         rank = core.shape[0]
         self.A, self.B = frozen(torch.zeros(rank, shape.in_features)), frozen(torch.zeros(shape.out_features, rank))
         self.R = nn.Parameter(core.detach().clone())
         self.scale = scale
-        self.dropout = dropout
         self.rule = rule
         self.wait(rule.source)
 

@@ -32,11 +32,10 @@ class LowRank(Dropping):
     """
 
     def __init__(self, start: Factors, dropout: float = 0.0) -> None:
-        super().__init__()
+        super().__init__(dropout)
         self.A = nn.Parameter(start.a.detach().clone())
         self.B = nn.Parameter(start.b.detach().clone())
         self.scale = start.scale
-        self.dropout = dropout
 
     def weight(self) -> Tensor | float:
         """What the r-wide product is multiplied by."""

@@ -45,7 +45,7 @@ class Mixed(Dropping):
     def __init__(
         self, shape: Shape, rank: int, bases: int, scale: float, generator: torch.Generator, keep: bool = False, dropout: float = 0.0
     ) -> None:
-        super().__init__()
+        super().__init__(dropout)
         self.shape = shape
         self.rank = rank
         self.alpha, self.beta = nn.Parameter(torch.zeros(bases)), nn.Parameter(torch.zeros(bases))
@@ -53,7 +53,6 @@ class Mixed(Dropping):
         self.widths = frozen(torch.empty(shape.out_features, shape.in_features, 0))
         self.scale = scale
         self.keep = keep
-        self.dropout = dropout
         self._a, self._b = _Formed(), _Formed()
 
     def offset(self) -> Tensor:

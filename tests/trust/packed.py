@@ -66,7 +66,8 @@ def torchao() -> nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     model = whole()
-    quantize_(model, Int8WeightOnlyConfig())
+    # All but the output layer, as transformers does it: TRL computes with its weight as a matrix.
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda module, name: isinstance(module, nn.Linear) and name != "lm_head")
     return model
 
 

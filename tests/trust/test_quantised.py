@@ -118,7 +118,9 @@ def test_prepared_after_it_was_adapted(load: Load, tmp_path: Path, record_proper
 
 
 def _trains(model: PeftModel, folder: Path, record_property: Record) -> None:
-    assert model.is_gradient_checkpointing
+    # PEFT switches checkpointing on for bases that it knows as quantised; a base of torchao is a plain model to it.
+    known = vars(model.get_base_model())
+    assert model.is_gradient_checkpointing == (known.get("is_loaded_in_8bit", False) or known.get("is_loaded_in_4bit", False))
     assert all(slot.gate.dtype == torch.float32 and slot.gate.requires_grad for slot in proof.gates(model).values())
     before = packed.bits(model)
     with proof.Watch(model) as watch:

@@ -18,10 +18,14 @@ LONGEST = 1000
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
 
 
+# What the standard engine takes for letters, and the ``regex`` package for an inexact match or a class of letters by name.
+_OTHERWISE = re.compile(r"(?<!\\)\{(?!\d*(?:,\d*)?\})|\[:")
+
+
 class Clock:
     """Seconds that matching the expressions of one file may take in all, however hostile they are."""
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    def __init__(self, seconds: float = 5.0) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
@@ -56,6 +60,13 @@ class Expression:
         if len(source) > LONGEST:
             raise AdapterError(
                 f"A name pattern of the configuration has {len(source)} characters ({source[:40]!r}...); at most {LONGEST} are read."
+            )
+        clock.left()
+        if (found := _OTHERWISE.search(source)) is not None:
+            # The two engines would take it for different things.
+            raise AdapterError(
+                f"The name pattern {source!r} is not read: {found[0]!r} begins neither a repetition nor a set of letters; write it as "
+                "plain names."
             )
         self._clock = clock
         self._plain = _PLAIN.fullmatch(source) is not None
@@ -112,6 +123,7 @@ class Keys:
 
     def __init__(self, keys: Iterable[str], clock: Clock) -> None:
         self._keys = list(keys)
+        self._clock = clock
         self._whole: dict[str, int] = {}
         # By length and the places of the dots: with these blanked out, the end of a name that matches equals the key.
         self._ends: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
@@ -131,6 +143,7 @@ class Keys:
         found = [self._whole[name]] if name in self._whole else []
         for end in ends(name):
             for dots, keys in self._ends.get(len(end), {}).items():
+                self._clock.left()
                 order = keys.get(blank(end, dots))
                 if order is not None:
                     found.append(order)

@@ -124,8 +124,8 @@ class ParingConfig(PeftConfig):
         data = json_object(Path(path_json_file), SettingError)
         if data.get("peft_type") != PARING:
             raise SettingError(
-                f"{path_json_file!r} has the peft_type {data.get('peft_type')!r}, and ParingConfig reads {PARING.value!r} only. An export is read by "
-                "paring.read, or with PEFT's own PeftConfig."
+                f"{path_json_file!r} has the peft_type {data.get('peft_type')!r}, and ParingConfig reads {PARING.value!r} only. An export "
+                "is read by paring.read, or with PEFT's own PeftConfig."
             )
         return data
 

@@ -72,7 +72,7 @@ class PlainLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """A value; one that its type does not have is an error with a place like any other."""
         try:
-            value = super().construct_object(node, deep=deep)  # type: ignore[no-untyped-call]
+            value = super().construct_object(node, deep=deep)
             if isinstance(value, int):
                 float(value)  # what no float holds is computed with nowhere
             return value
@@ -84,7 +84,7 @@ class PlainLoader(yaml.SafeLoader):
     def fetch_more_tokens(self) -> Any:
         """The next tokens; an escape that is no letter, or a version of thousands of digits, is an error with a place."""
         try:
-            return super().fetch_more_tokens()  # type: ignore[no-untyped-call]
+            return super().fetch_more_tokens()
         except (OverflowError, ValueError) as error:
             raise yaml.scanner.ScannerError(None, None, f"no letter or number ({error})", self.get_mark()) from error
 
@@ -102,5 +102,7 @@ def why(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         return str(error.problem)
     if isinstance(error, yaml.reader.ReaderError):
-        return f"it has a letter that YAML does not allow, {chr(error.character) if isinstance(error.character, int) else error.character!r}"
+        return (
+            f"it has a letter that YAML does not allow, {chr(error.character) if isinstance(error.character, int) else error.character!r}"
+        )
     return " ".join(str(error).split())

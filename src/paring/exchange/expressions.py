@@ -2,6 +2,7 @@ r"""Regular expressions out of a file, matched in bounded time, and the keys tha
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,9 @@ from paring.core.errors import AdapterError
 LONGEST = 1000
 """Characters that an expression out of a file may have."""
 
+_UNTIMED = 256
+"""Places of dots that are looked up without a look at the clock: keys that are names have few."""
+
 # A name, with its dots escaped or not and anchored or not: no repetition, so the standard engine is quick with it.
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
 
@@ -22,10 +26,15 @@ _PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
 _OTHERWISE = re.compile(r"(?<!\\)\{(?!\d*(?:,\d*)?\})|\[:")
 
 
+_TIMES = re.compile(r"\{(\d{0,9})\d*(?:,(\d{0,9})\d*)?\}")
+_MOST_TIMES = 10_000
+"""The product of an expression's repetitions."""
+
+
 class Clock:
     """Seconds that matching the expressions of one file may take in all, however hostile they are."""
 
-    def __init__(self, seconds: float = 5.0) -> None:
+    def __init__(self, seconds: float = 10.0) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
@@ -68,6 +77,10 @@ class Expression:
                 f"The name pattern {source!r} is not read: {found[0]!r} begins neither a repetition nor a set of letters; write it as "
                 "plain names."
             )
+        times = math.prod(max(1, *(int(count or 1) for count in found.groups())) for found in _TIMES.finditer(source))
+        if times > _MOST_TIMES:
+            # The engine writes them out, which would fill the memory before any clock is looked at.
+            raise AdapterError(f"The name pattern {source!r} repeats something {times:.3g} times; no name is so long.")
         self._clock = clock
         self._plain = _PLAIN.fullmatch(source) is not None
         try:
@@ -142,8 +155,9 @@ class Keys:
         """The key that decides for ``name``; ``None`` if none matches."""
         found = [self._whole[name]] if name in self._whole else []
         for end in ends(name):
-            for dots, keys in self._ends.get(len(end), {}).items():
-                self._clock.left()
+            for count, (dots, keys) in enumerate(self._ends.get(len(end), {}).items()):
+                if count % _UNTIMED == _UNTIMED - 1:
+                    self._clock.left()
                 order = keys.get(blank(end, dots))
                 if order is not None:
                     found.append(order)

@@ -122,8 +122,8 @@ def check_links(folder: Path) -> None:
         for path in folder.iterdir():
             if path.is_symlink() and path.name in NAMED and not any(path.resolve().is_relative_to(inside) for inside in within):
                 raise AdapterError(
-                    f"{path.name} in {str(folder)!r} is a link to {str(path.readlink())!r}, out of the folder, which is not followed; put a "
-                    "copy of the file in its place, if you trust it."
+                    f"{path.name} in {str(folder)!r} is a link to {str(path.readlink())!r}, out of the folder, which is not followed; "
+                    "put a copy of the file in its place, if you trust it."
                 )
     except (OSError, RuntimeError) as error:  # a link in a circle is a RuntimeError before Python 3.13
         raise AdapterError(f"{str(folder)!r} cannot be looked into ({error}).") from error

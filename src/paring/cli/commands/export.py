@@ -37,9 +37,7 @@ def run(options: Options) -> int:
 
     calm_libraries()
     check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
-    model, base = load_checkpoint(
-        Path(options.checkpoint), options.model_name_or_path, trust_remote_code=options.trust_remote_code
-    )
+    model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     if options.rank is not None:
         paring.set_rank(model, options.rank)
     dtype = DTYPES[options.export_dtype]

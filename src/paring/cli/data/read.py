@@ -211,9 +211,11 @@ def _check_utf8(path: Path) -> None:
                 f"(for instance: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name})."
             )
         file.seek(0)
-        while chunk := file.read(1 << 20):
+        chunk = start
+        while chunk:
+            chunk = file.read(1 << 20)
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].count(b"\n")
                 raise DataError(

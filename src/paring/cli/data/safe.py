@@ -1,4 +1,4 @@
-"""What a data file or folder must not be, looked at before ``datasets`` opens it: its parsers crash on some of it, or follow it elsewhere."""
+"""What a data file or folder must not be, looked at before ``datasets`` opens it: it would crash on it, or follow it elsewhere."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def check_json(path: Path) -> None:
                 elif depth <= 0:
                     shown = text[:40].decode("utf-8", "replace")
                     raise DataError(
-                        f"{str(path)!r} could not be read as {path.suffix[1:]}: line {number} is no object but {shown!r}. Write each row as "
-                        'an object, such as {"text": "..."}.'
+                        f"{str(path)!r} could not be read as {path.suffix[1:]}: line {number} is no object but {shown!r}. Write each row "
+                        'as an object, such as {"text": "..."}.'
                     )
 
 
@@ -97,7 +97,7 @@ def _configs(path: Path) -> Iterator[Iterator[str]]:
         said = PlainLoader(text).get_single_data()
     except yaml.YAMLError as error:
         raise DataError(f"{str(path)!r} does not begin with valid YAML ({' '.join(str(error).split())}); mend it, or remove it.") from error
-    for config in (said.get("configs") or () if isinstance(said, Mapping) else ()):
+    for config in said.get("configs") or () if isinstance(said, Mapping) else ():
         if isinstance(config, Mapping):
             yield _strings([config.get("data_files"), config.get("data_dir")])
 
@@ -117,5 +117,3 @@ def _check_names(path: Path, names: Iterator[str]) -> None:
     for name in names:
         if name.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", name) or ":" in name or "\0" in name:
             raise DataError(f"{str(path)!r} names {name[:80]!r}, which is not inside the folder; data is read from there only.")
-
-

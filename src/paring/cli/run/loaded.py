@@ -212,8 +212,8 @@ def load_checkpoint(folder: Path, base: str | None = None, *, trust_remote_code:
     # An attention of that form is a repository on the hub, whose kernels are run.
     if not trust_remote_code and (options.get("trust_remote_code") or "/" in str(options.get("attn_implementation"))):
         raise SettingError(
-            f"The checkpoint {str(folder)!r} was trained with code that comes with its model, {given['model_name_or_path']!r}; if you trust "
-            "both, allow it to run with --trust_remote_code."
+            f"The checkpoint {str(folder)!r} was trained with code that comes with its model, {given['model_name_or_path']!r}; if you "
+            "trust both, allow it to run with --trust_remote_code."
         )
     found = load_base(ModelOptions(**given), task, seed=0)
     register()

@@ -58,9 +58,7 @@ class Watch:
             return
         if event == "open":
             self._opened(*args)
-        elif event in RUNS:
-            self.seen.append(f"{event} {args!r:.200}")
-        elif event in CHANGES and not self._path(args[0]).startswith(self._writes):
+        elif event in RUNS or (event in CHANGES and not self._path(args[0]).startswith(self._writes)):
             self.seen.append(f"{event} {args!r:.200}")
         elif event == "import" and str(args[0]).partition(".")[0] not in self._known:
             self.seen.append(f"import {args[0]}")

@@ -8,8 +8,10 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -242,16 +244,17 @@ def test_many_keys_of_one_length_are_given_up() -> None:
     keys = [format(index, "016b").replace("0", "a").replace("1", ".") for index in range(2**16)]
     found = Keys((f"x{key}x" for key in keys), Clock(0.2))
     with pytest.raises(AdapterError, match="too long"):
-        for _ in range(1000):
-            found.first("y" * 18)
+        [found.first("y" * 18) for _ in range(1000)]
 
 
-@cell("hostile", "patterns and targets", BOUNDED, refused=True)
+@cell("hostile", "patterns and targets", BOUNDED)
 @pytest.mark.parametrize("source", ["a{9999999}", "((a{99}){99}){99}", "(a+)+$", "(?:(?:a|a)*)*b", "." * 1001, "(" * 900, "(a|aa)+" * 100])
 def test_expressions_without_end(source: str) -> None:
-    with pytest.raises(AdapterError):
-        Expression(source, r"(.*\.)?(", r")$", Clock(0.3)).match("a" * 500 + "!")
-        Expression(source + "b", r"(.*\.)?(", r")$", Clock(0.3)).match("a" * 500 + "!")
+    start = time.process_time()
+    for tried in (source, f"{source}b"):
+        with suppress(AdapterError):  # or it is found out quickly that nothing matches
+            Expression(tried, r"(.*\.)?(", r")$", Clock(0.3)).match("a" * 500 + "!")
+    assert time.process_time() - start < 2.0
 
 
 @cell("hostile", "patterns and targets", RESULT, refused=True)

@@ -63,7 +63,8 @@ class Mutator:
         if isinstance(value, list) and value and draw.random() < 0.9:
             copied, place = list(value), draw.randrange(len(value))
             copied[place] = self.tree(value[place])
-            return copied * draw.choice((1, 1, 1, 50))
+            # Only what holds nothing is made longer, or lists of lists would multiply.
+            return copied if any(isinstance(item, list | dict) for item in copied) else copied * draw.choice((1, 1, 1, 50))
         return self.value()
 
     def flipped(self, data: bytes) -> bytes:

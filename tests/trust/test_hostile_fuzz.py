@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from paring.cli.plain import PlainLoader, where, why
+from paring.core.errors import AdapterError, SettingError
+from paring.exchange import settings
+from paring.method import decode
 from tests.trust.grids import cell
+from tests.trust.hostile_topics import CONFIG, MODULES, sound_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
@@ -44,14 +54,14 @@ QUICK = {
     "checkpoint": 150,
 }
 MANY = {
-    "weights": 500_000,
-    "config": 250_000,
-    "patterns": 50_000,
+    "weights": 520_000,
+    "config": 270_000,
+    "patterns": 40_000,
     "folder": 20_000,
-    "study": 4_000,
-    "flags": 30_000,
-    "data": 120_000,
-    "method": 80_000,
+    "study": 3_000,
+    "flags": 20_000,
+    "data": 100_000,
+    "method": 50_000,
     "checkpoint": 20_000,
 }
 SECONDS = 5.0
@@ -125,3 +135,44 @@ def test_a_million_of_hostile_inputs(row: str, record_property: Any) -> None:
 
 def test_there_are_a_million() -> None:
     assert sum(MANY[topic] for topics in ROWS.values() for topic in topics) >= 1_000_000
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@cell("hostile", "adapter configuration", RESULT)
+@given(st.dictionaries(st.sampled_from(sorted(CONFIG)), PLAIN))
+def test_any_plain_data_in_the_place_of_a_setting(changes: dict[str, Any]) -> None:
+    config = {**CONFIG, **changes}
+    try:
+        settings.refuse(config)
+        scales, selection = settings.Scales(config), settings.selection(config)
+        found = [(selection.hits(module), scales.scale_of(module)) for module in MODULES]
+    except AdapterError as error:
+        assert "\n" not in str(error)
+        return
+    assert all(math.isfinite(scale) for _, scale in found)
+
+
+@cell("hostile", "method settings", RESULT)
+@given(st.data())
+def test_any_plain_data_in_the_place_of_a_method_s_setting(data: st.DataObject) -> None:
+    sound = dict(data.draw(st.sampled_from(sound_methods())))
+    sound[data.draw(st.sampled_from(sorted(sound)))] = data.draw(PLAIN)
+    with suppress(SettingError):
+        assert decode(decode(sound).encode()) == decode(sound)
+
+
+@cell("hostile", "study file", RESULT)
+@given(TEXTS)
+def test_any_text_in_the_place_of_yaml(text: str) -> None:
+    try:
+        PlainLoader(text).get_single_data()
+    except yaml.YAMLError as error:
+        assert where(error, text) >= 1
+        assert "\n" not in why(error)

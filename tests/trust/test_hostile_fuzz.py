@@ -153,8 +153,7 @@ def test_any_plain_data_in_the_place_of_a_setting(changes: dict[str, Any]) -> No
         settings.refuse(config)
         scales, selection = settings.Scales(config), settings.selection(config)
         found = [(selection.hits(module), scales.scale_of(module)) for module in MODULES]
-    except AdapterError as error:
-        assert "\n" not in str(error)
+    except AdapterError:
         return
     assert all(math.isfinite(scale) for _, scale in found)
 
@@ -171,8 +170,9 @@ def test_any_plain_data_in_the_place_of_a_method_s_setting(data: st.DataObject) 
 @cell("hostile", "study file", RESULT)
 @given(TEXTS)
 def test_any_text_in_the_place_of_yaml(text: str) -> None:
+    found: list[yaml.YAMLError] = []
     try:
         PlainLoader(text).get_single_data()
     except yaml.YAMLError as error:
-        assert where(error, text) >= 1
-        assert "\n" not in why(error)
+        found.append(error)
+    assert all(where(error, text) >= 1 and "\n" not in why(error) for error in found)

@@ -174,7 +174,8 @@ def opened(path: Path) -> Iterator[Reader]:
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, ParingError):
             raise
-        raise AdapterError(f"{str(path)!r} is truncated or damaged ({error}); fetch or export it again.") from error
+        said = " ".join(str(error).split())
+        raise AdapterError(f"{str(path)!r} is truncated or damaged ({said}); fetch or export it again.") from error
 
 
 def _check_header(path: Path) -> None:

@@ -35,8 +35,8 @@ NAMES = {
 LARGEST_HEADER = 64 * 2**20
 """Bytes of a header that are read: some hundred thousand tensors."""
 
-LONGEST = 1000
-"""Characters of a tensor's name that are read."""
+LONGEST = 540
+"""Characters of a tensor's name that are read: a path of five hundred, and what stands around it."""
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _READ = frozenset(NAMES.values())

@@ -199,7 +199,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{index}: &a{index} [{', '.join([f'*a{index - 1}'] * 10)}]" for index in range(1, 9)]
     (tmp_path / "laughs.yaml").write_text("\n".join(lines), encoding="utf-8")
-    with pytest.raises(SettingError, match="entries are no study"):
+    with pytest.raises(SettingError, match="no valid YAML for a study: more than .* entries"):
         read_text(tmp_path / "laughs.yaml")
     (tmp_path / "tag.yaml").write_text("name: !!python/object/apply:os.system ['true']\n", encoding="utf-8")
     with pytest.raises(SettingError, match="line 1"):

@@ -7,12 +7,14 @@ import dataclasses
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 
 from paring.attach.peft_type import PARING
 from paring.core.errors import SettingError, near
+from paring.core.reading import json_object
 from paring.method import Method, decode
 
 LORA = {
@@ -112,7 +114,24 @@ class ParingConfig(PeftConfig):
                 )
         return super().__new__(cls)
 
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """What a checkpoint's file says; PEFT makes the configuration of it.
+
+        Raises:
+            SettingError: it is no JSON object, or is of another kind of adapter.
+        """
+        data = json_object(Path(path_json_file), SettingError)
+        if data.get("peft_type") != PARING:
+            raise SettingError(
+                f"{path_json_file!r} has the peft_type {data.get('peft_type')!r}, and ParingConfig reads {PARING.value!r} only. An export "
+                "is read by paring.read, or with PEFT's own PeftConfig."
+            )
+        return data
+
     def __post_init__(self) -> None:
+        if self.task_type is not None and self.task_type not in list(TaskType):
+            raise SettingError(f"task_type={self.task_type!r}: PEFT knows {', '.join(TaskType)}.")
         super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PARING
         if isinstance(self.method, Mapping):
@@ -125,6 +144,9 @@ class ParingConfig(PeftConfig):
                 "or name modules."
             )
         _check_seed(self.seed)
+        for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+            _check_kind(name, vars(self)[name], str)
+        _check_kind("layers_to_transform", self.layers_to_transform, int)
         if isinstance(self.modules_to_save, str):
             # PEFT would go through its letters.
             self.modules_to_save = [self.modules_to_save]
@@ -142,6 +164,13 @@ class ParingConfig(PeftConfig):
         data = {item.name: vars(self)[item.name] for item in dataclasses.fields(self) if item.name != "method"}
         data = {key: sorted(value) if isinstance(value, set) else copy.deepcopy(value) for key, value in data.items()}
         return {**data, "method": self.method.encode()}
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse a value that a file may hold and that is neither one of a kind nor several."""
+    several = isinstance(value, list | tuple | set) and all(isinstance(item, kind) for item in value)
+    if value is not None and not isinstance(value, kind) and not several:
+        raise SettingError(f"{name}={reprlib.repr(value)}: give a {kind.__name__} or a list of them.")
 
 
 def _check_seed(seed: object) -> None:

@@ -14,6 +14,7 @@ import paring
 from paring.cli.commands import COMMANDS
 from paring.cli.console import USAGE, calm, complain, guarded
 from paring.cli.flags import MODE, Command, flags_first, hyphens
+from paring.cli.plain import PlainLoader, where, why
 from paring.cli.reword import reworded
 from paring.core.errors import SettingError, near
 
@@ -104,13 +105,15 @@ def _check_config(path: Path) -> None:
         SettingError: says which line.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise SettingError(
             f"--config {str(path)!r} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8."
         ) from error
+    try:
+        content = PlainLoader(text).get_single_data()
     except yaml.YAMLError as error:
-        said = str(error)
+        said = f"line {where(error, text)}: {why(error)}"
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             said = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
             if error.context_mark is not None:

@@ -165,4 +165,6 @@ def _rebuild(
 
 def natural(path: str) -> tuple[tuple[int, str], ...]:
     """Sort key in which ``layer.2`` comes before ``layer.10``."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in path.split("."))
+    # Digits without leading zeros are in order by their number and then as text; as numbers they might be too long for Python.
+    parts = ((part.lstrip("0"), part) for part in path.split("."))
+    return tuple((len(digits), digits) if part.isdigit() else (-1, part) for digits, part in parts)

@@ -7,6 +7,7 @@ answers a ``TypeError`` by trying again without the key.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -142,6 +143,10 @@ def number(name: str, value: object, *, low: float, high: float = float("inf"), 
         SettingError: with the interval.
     """
     fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if fits:
+        assert isinstance(value, int | float)
+        # A whole number may be larger than any that is computed with.
+        fits = abs(value) <= sys.float_info.max
     if fits:
         assert isinstance(value, int | float)
         above = value > low if open_low else value >= low

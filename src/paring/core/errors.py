@@ -8,11 +8,25 @@ matters inside PEFT, whose configuration loader treats a ``TypeError`` as "a new
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+LONGEST = 2000
+"""Characters of an error's text: what was given may be a whole file."""
+
+_PAIRS = 20_000_000
+"""Pairs of letters that are compared to find near names: names out of a file may be many and long."""
 
 
 class ParingError(Exception):
-    """Base of all errors that paring raises on purpose."""
+    """Base of all errors that paring raises on purpose; of a text that is too long to be read, the middle is left out."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_short(item) if isinstance(item, str) else item for item in args))
+
+
+def _short(text: str) -> str:
+    end = LONGEST // 4
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - end - 5]} ... {text[-end:]}"
 
 
 class SettingError(ParingError, ValueError):
@@ -51,7 +65,17 @@ def near(name: str, names: Iterable[str], count: int = 3) -> str:
     >>> near("xyz", ["q_proj"])
     ''
     """
-    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name, list(_few(name, names)), n=count, cutoff=0.5)
     if not close:
         return ""
     return " Did you mean " + " or ".join(repr(item) for item in close) + "?"
+
+
+def _few(name: str, names: Iterable[str]) -> Iterator[str]:
+    """Each of the names once, as far as comparing them with ``name`` stays a matter of a second."""
+    left = _PAIRS
+    for known in dict.fromkeys(names):
+        left -= max(len(name), 1) * max(len(known), 1)
+        if left < 0:
+            return
+        yield known

@@ -212,7 +212,7 @@ class RunRecord:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"This is not a run record: {error}.") from error
         if not isinstance(data, dict):
             raise DataError(f"This is not a run record: expected an object, found {type(data).__name__}.")
@@ -229,5 +229,5 @@ class RunRecord:
             if data.get("whole") is not None:
                 data["whole"] = WholeRecord(**data["whole"])
             return cls(**data)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"The run record is incomplete: {error}.") from error

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-NAMES = (
-    *("config.json", "generation_config.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
-)
-"""What transformers writes; whatever else lies in a folder is not the adapter's."""
+from paring.core.errors import AdapterError
+from paring.exchange.folder import check_links
+from paring.exchange.layout import COMPANIONS
+
+LARGEST = 256 * 2**20
+"""Bytes of one of them that are copied."""
 
 
 def companions(source: str | Path) -> dict[str, bytes]:
-    """Those that lie beside an adapter in a local folder, by name; none for one on the hub."""
-    return {name: (Path(source) / name).read_bytes() for name in NAMES if (Path(source) / name).is_file()}
+    """Those that lie beside an adapter in a local folder, by name; none for one on the hub.
+
+    Raises:
+        AdapterError: one is a link out of the folder, or larger than any tokenizer.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return {}
+    check_links(folder)
+    found = [folder / name for name in COMPANIONS if (folder / name).is_file()]
+    for path in found:
+        if path.stat().st_size > LARGEST:
+            raise AdapterError(f"{str(path)!r} has {path.stat().st_size:,} bytes, too many for a file beside an adapter; remove it.")
+    return {path.name: path.read_bytes() for path in found}

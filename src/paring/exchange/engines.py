@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from paring.core.linalg import finite
 from paring.exchange import rules, settings, sparse
 from paring.exchange.compare import differences, probes, response
 from paring.exchange.contents import Applied, Contents, Level, Verdict
+from paring.exchange.folder import check_links
 from paring.exchange.layout import CONFIG, SIDE, WEIGHTS, factor_key, split_key
 from paring.exchange.provenance import Provenance
 from paring.exchange.read import read
@@ -89,6 +91,7 @@ def lint(folder: str | Path, *, truth: Adapter | None = None, engines: Sequence[
         AdapterError: the folder cannot be read at all, or its weights are not those that were exported.
     """
     folder = Path(folder)
+    check_links(folder)
     config = settings.load(folder / CONFIG)
     if config.get("peft_type") == sparse.KIND:
         return list(_sparse(folder, truth, engines))
@@ -229,11 +232,14 @@ def _compare(pair: _Pair, applied: Applied, tolerance: float, meant: Callable[[]
     if wanted == 0.0:
         return None if given == 0.0 else "would apply an update here, where training left none; the folder is not what was trained."
     assert pair.trained is not None
+    if not math.isfinite(wanted):
+        return f"has no update to apply that numbers can hold: alpha or the factors are too large. {rules.AGAIN}"
     if pair.stored is None or got is None or applied.scale == 0.0:
         return f"would not apply this module's update ({applied.because}). {applied.cure or rules.AGAIN}"
     if float((got - pair.trained).norm()) <= tolerance * wanted:
         return None
-    ratio = float((got * pair.trained).sum()) / wanted**2
+    # Divided first: the square of a norm may be no number any more.
+    ratio = float((got / wanted * (pair.trained / wanted)).sum())
     if float((got - ratio * pair.trained).norm()) <= tolerance * given:
         # Only a folder that means the trained update can be written again in another layout.
         sound = float((pair.stored * meant() - pair.trained).norm()) <= tolerance * wanted

@@ -2,6 +2,7 @@ r"""Regular expressions out of a file, matched in bounded time, and the keys tha
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -14,14 +15,26 @@ from paring.core.errors import AdapterError
 LONGEST = 1000
 """Characters that an expression out of a file may have."""
 
+_UNTIMED = 256
+"""Places of dots that are looked up without a look at the clock: keys that are names have few."""
+
 # A name, with its dots escaped or not and anchored or not: no repetition, so the standard engine is quick with it.
 _PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*\$?")
+
+
+# What the standard engine takes for letters, and the ``regex`` package for an inexact match or a class of letters by name.
+_OTHERWISE = re.compile(r"(?<!\\)\{(?!\d*(?:,\d*)?\})|\[:")
+
+
+_TIMES = re.compile(r"\{(\d{0,9})\d*(?:,(\d{0,9})\d*)?\}")
+_MOST_TIMES = 10_000
+"""The product of an expression's repetitions."""
 
 
 class Clock:
     """Seconds that matching the expressions of one file may take in all, however hostile they are."""
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    def __init__(self, seconds: float = 10.0) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
@@ -57,6 +70,17 @@ class Expression:
             raise AdapterError(
                 f"A name pattern of the configuration has {len(source)} characters ({source[:40]!r}...); at most {LONGEST} are read."
             )
+        clock.left()
+        if (found := _OTHERWISE.search(source)) is not None:
+            # The two engines would take it for different things.
+            raise AdapterError(
+                f"The name pattern {source!r} is not read: {found[0]!r} begins neither a repetition nor a set of letters; write it as "
+                "plain names."
+            )
+        times = math.prod(max(1, *(int(count or 1) for count in found.groups())) for found in _TIMES.finditer(source))
+        if times > _MOST_TIMES:
+            # The engine writes them out, which would fill the memory before any clock is looked at.
+            raise AdapterError(f"The name pattern {source!r} repeats something {times:.3g} times; no name is so long.")
         self._clock = clock
         self._plain = _PLAIN.fullmatch(source) is not None
         try:
@@ -112,6 +136,7 @@ class Keys:
 
     def __init__(self, keys: Iterable[str], clock: Clock) -> None:
         self._keys = list(keys)
+        self._clock = clock
         self._whole: dict[str, int] = {}
         # By length and the places of the dots: with these blanked out, the end of a name that matches equals the key.
         self._ends: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
@@ -130,7 +155,9 @@ class Keys:
         """The key that decides for ``name``; ``None`` if none matches."""
         found = [self._whole[name]] if name in self._whole else []
         for end in ends(name):
-            for dots, keys in self._ends.get(len(end), {}).items():
+            for count, (dots, keys) in enumerate(self._ends.get(len(end), {}).items()):
+                if count % _UNTIMED == _UNTIMED - 1:
+                    self._clock.left()
                 order = keys.get(blank(end, dots))
                 if order is not None:
                     found.append(order)

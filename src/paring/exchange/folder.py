@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -13,8 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from paring.core.errors import ExportError, OutputExistsError
-from paring.exchange.layout import SIDE
+from paring.core.errors import AdapterError, ExportError, OutputExistsError, ParingError
+from paring.core.reading import json_object
+from paring.exchange.layout import COMPANIONS, OWN_FILES, SIDE
+
+NAMED = OWN_FILES | frozenset(COMPANIONS)
+"""The files of an adapter's folder that are read."""
 
 
 @contextmanager
@@ -104,6 +107,28 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def check_links(folder: Path) -> None:
+    """Refuse an adapter's folder with a link among its files that leads out of it.
+
+    Who wrote the folder may have no access to what lies elsewhere on this machine, and a link would have it read, or copied into an
+    export. The hub's own cache is made of links, to the ``blobs`` beside its ``snapshots``; these are followed.
+
+    Raises:
+        AdapterError: names the link.
+    """
+    place = folder.resolve()
+    within = [place, *([place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [])]
+    try:
+        for path in folder.iterdir():
+            if path.is_symlink() and path.name in NAMED and not any(path.resolve().is_relative_to(inside) for inside in within):
+                raise AdapterError(
+                    f"{path.name} in {str(folder)!r} is a link to {str(path.readlink())!r}, out of the folder, which is not followed; "
+                    "put a copy of the file in its place, if you trust it."
+                )
+    except (OSError, RuntimeError) as error:  # a link in a circle is a RuntimeError before Python 3.13
+        raise AdapterError(f"{str(folder)!r} cannot be looked into ({error}).") from error
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -134,9 +159,8 @@ def _check(folder: Path, overwrite: bool, ask: str) -> None:
 def _written(folder: Path) -> frozenset[str]:
     """The files that the export in this folder wrote, by its own account; without one, none (a checkpoint has a configuration too)."""
     try:
-        listed = json.loads((folder / SIDE).read_text(encoding="utf-8"))["files"]
-        return frozenset(str(name) for name in listed)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return frozenset(str(name) for name in json_object(folder / SIDE)["files"])
+    except (ParingError, KeyError, TypeError):
         return frozenset()
 
 

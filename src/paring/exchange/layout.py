@@ -29,12 +29,18 @@ SIDE = "paring.json"
 TOKENIZER = "tokenizer_config.json"
 """What every tokenizer of transformers writes, if one is exported along."""
 OWN_FILES = frozenset({CONFIG, WEIGHTS, CARD, SIDE})
+COMPANIONS = (
+    *("config.json", "generation_config.json", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
+"""What transformers writes beside an adapter; whatever else lies in a folder is not the adapter's."""
 
 PREFIX = "base_model.model."
 MAGNITUDE = "lora_magnitude_vector"
 
 _FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
-_INDEX = re.compile(r"(?:(?P<before>.*?)\.)?(?P<index>\d+)(?:\.(?P<after>.*))?")
+_INDEX = re.compile(r"(?:(?P<before>.*?)\.)?(?P<index>\d{1,9})(?:\.(?P<after>.*))?")
 
 
 def factor_key(module: str, which: Literal["A", "B"]) -> str:
@@ -62,7 +68,7 @@ def split_key(key: str) -> tuple[str, str] | None:
 
 
 def split_layer(path: str) -> tuple[str, int | None, str]:
-    """Where the layers are counted, which layer, and which module in it.
+    """Where the layers are counted, which layer, and which module in it; a number of ten digits or more counts no layers.
 
     >>> split_layer("model.layers.11.self_attn.q_proj")
     ('model.layers', 11, 'self_attn.q_proj')

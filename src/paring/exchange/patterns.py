@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from paring.core.adapter import natural
-from paring.core.errors import ExportError, near
+from paring.core.errors import AdapterError, ExportError, near
 from paring.exchange.expressions import Clock, Expression, Keys, blank, ends
 
 
@@ -76,6 +76,8 @@ class Selection:
 
     def _layer(self, name: str) -> int | None:
         found = next((match for match in (entry.match(name) for entry in self._lists) if match is not None), None)
+        if found is not None and found["idx"] is None:
+            raise AdapterError("layers_pattern means a list of layers only in part; name the list, as in 'layers', or leave it out.")
         return None if found is None else int(found["idx"])
 
 

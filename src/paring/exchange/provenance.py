@@ -16,6 +16,7 @@ from paring.core.factors import Factors
 from paring.exchange import settings
 from paring.exchange.folder import digest
 from paring.exchange.layout import SIDE, WEIGHTS
+from paring.exchange.tensors import LONGEST
 
 _WIDEST = 2**31
 
@@ -46,7 +47,7 @@ class Provenance:
         data = settings.load(path)
         method, modules = data.get("method"), data.get("modules", {})
         sound = (method is None or isinstance(method, dict)) and isinstance(modules, dict)
-        if not sound or not all(isinstance(module, dict) for module in modules.values()):
+        if not sound or not all(isinstance(module, dict) and len(name) <= LONGEST for name, module in modules.items()):
             raise AdapterError(f"{str(path)!r} is not what paring writes; remove it to read the adapter without its provenance.")
         digests = data.get("sha256", {})
         return cls(method, modules, digests.get(WEIGHTS) if isinstance(digests, dict) else None)

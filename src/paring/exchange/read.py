@@ -17,13 +17,13 @@ from paring.core.errors import AdapterError, near
 from paring.core.factors import Factors
 from paring.exchange import settings, sparse
 from paring.exchange.expressions import Clock
+from paring.exchange.folder import check_links
 from paring.exchange.heads import owner
 from paring.exchange.layout import CONFIG, MAGNITUDE, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, magnitude_key, split_key
 from paring.exchange.provenance import Provenance
 from paring.exchange.tensors import FLOATS, Reader, opened
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_LONGEST = 500
 _PARTS = {
     "lora_magnitude_vector": "a DoRA magnitude, but use_dora is not set",
     "lora_embedding_": "an adapter of an embedding",
@@ -114,6 +114,7 @@ def _files(source: str | Path, revision: str | None) -> _Files:
     if folder.is_file():
         raise AdapterError(f"{str(source)!r} is a file; give the folder that holds {CONFIG} and {WEIGHTS}.")
     if folder.is_dir():
+        check_links(folder)
         if (folder / CONFIG).is_file() and not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
             raise AdapterError(_pickle(str(source)))
         side = folder / SIDE
@@ -171,8 +172,6 @@ def _sorted(file: Reader, heads: list[str], directed: bool) -> dict[str, _Module
         other = factor_key(module, "B" if which == "A" else "A")
         if other not in found:
             raise AdapterError(f"Module {module!r} has lora_{which} but no lora_{'B' if which == 'A' else 'A'}; the file is incomplete.")
-        if len(module) > _LONGEST:
-            raise AdapterError(f"A module path has {len(module)} characters ({module[:40]!r}...); at most {_LONGEST} are read.")
         if dtype not in FLOATS:
             raise AdapterError(f"Tensor {key!r} has dtype {dtype}; factors are read in {', '.join(FLOATS)}.")
         if len(shape) != 2 or 0 in shape:

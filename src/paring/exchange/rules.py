@@ -247,15 +247,17 @@ def lorax(contents: Contents) -> Verdict:
     dropped: dict[str, Applied] = {}
     for (before, name), found in contents.kinds.items():
         ranks = {contents.ranks[path] for path in found.values()}
-        absent = sorted(set(range(contents.last_layer + 1)) - found.keys())
-        cure = _filled(contents, [".".join(filter(None, (before, str(layer), name))) for layer in absent])
+        # One after another: the last layer is a number out of a name, and may be any.
+        first = next((layer for layer in range(contents.last_layer + 1) if layer not in found), None)
+        absent = (layer for layer in range(first or 0, contents.last_layer + 1) if layer not in found)
+        cure = _filled(contents, (".".join(filter(None, (before, str(layer), name))) for layer in absent))
         if len(ranks) > 1:
             even = _even(contents, scales, found.values())
             # Ranks that are even are stacked only if no layer is missing.
             message = f"{before}.*.{name} has ranks {sorted(ranks)}, which cannot be stacked. {cure if even == UNIFORM else even}"
             complaints.append(_refusal(message))
-        if absent:
-            because = f"layer {absent[0]} has no {name}, so {name} is dropped in every layer"
+        if first is not None:
+            because = f"layer {first} has no {name}, so {name} is dropped in every layer"
             dropped |= dict.fromkeys(found.values(), Applied(scale=0.0, because=because, cure=cure))
     padded = 8 if scales.rank <= 8 else -(-scales.rank // 16) * 16
     if padded != scales.rank and len({name for _, name in contents.kinds}) > 1:
@@ -289,11 +291,11 @@ def _even(contents: Contents, scales: settings.Scales, modules: Iterable[str]) -
 
 def _filled(contents: Contents, missing: Iterable[str]) -> str:
     """What helps against missing modules: the uniform layout writes those that died in training, and no layout any other."""
-    never = [module for module in missing if module not in contents.dead]
-    if not never:
+    never = next((module for module in missing if module not in contents.dead), None)
+    if never is None:
         return UNIFORM
     return (
-        f"The adapter knows nothing of {never[0]!r}, so no layout can write it: train it as well (target_modules), add the adapter into "
+        f"The adapter knows nothing of {never!r}, so no layout can write it: train it as well (target_modules), add the adapter into "
         "its base model (paring fuse), or use another engine."
     )
 

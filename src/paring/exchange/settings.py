@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paring.core.errors import AdapterError
+from paring.core.reading import json_object
 from paring.exchange.expressions import Clock, Keys
 from paring.exchange.layout import CONFIG
 from paring.exchange.patterns import Selection
 
-LARGEST = 32 * 2**20
-"""Bytes of an ``adapter_config.json`` that are read."""
+_HIGHEST = 2**31 - 1
+"""The highest rank that is read: no tensor has more rows."""
 
 # Keys that this module reads, and keys of PEFT that say nothing of a trained adapter's update: how training went, where
 # megatron lives, how a starting value was found.
@@ -85,15 +86,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise AdapterError(f"There is no {path.name} in {str(path.parent)!r}; give the folder of a PEFT adapter, or its id on the hub.")
-    if path.stat().st_size > LARGEST:
-        raise AdapterError(f"{str(path)!r} has {path.stat().st_size} bytes, too many for a configuration.")
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{str(path)!r} is not JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise AdapterError(f"{str(path)!r} holds no JSON object but a {type(data).__name__}.")
-    return data
+    return json_object(path)
 
 
 def refuse(config: Mapping[str, Any]) -> None:
@@ -260,13 +253,14 @@ def fan_in_fan_out(config: Mapping[str, Any]) -> bool:
 
 
 def _rank(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise AdapterError(f"{key} = {value!r} in {CONFIG}: a rank is a whole number of at least 1.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST:
+        raise AdapterError(f"{key} = {value!r} in {CONFIG}: a rank is a whole number of at least 1, and at most {_HIGHEST}.")
     return value
 
 
 def _alpha(key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Written so that NaN is refused, and a whole number that no float holds.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise AdapterError(f"{key} = {value!r} in {CONFIG}: an alpha is a finite number.")
     return float(value)
 

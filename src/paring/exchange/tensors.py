@@ -32,7 +32,14 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+LARGEST_HEADER = 64 * 2**20
+"""Bytes of a header that are read: some hundred thousand tensors."""
+
+LONGEST = 540
+"""Characters of a tensor's name that are read: a path of five hundred, and what stands around it."""
+
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_READ = frozenset(NAMES.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +130,27 @@ class Reader:
 
     @cached_property
     def shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """``{key: (dtype name, shape)}`` of every tensor."""
-        views = {str(key): self._file.get_slice(key) for key in self._file.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+        """``{key: (dtype name, shape)}`` of every tensor.
+
+        Raises:
+            AdapterError: a name is longer than any module's.
+        """
+        keys = [str(key) for key in self._file.keys()]  # type: ignore[no-untyped-call]  # noqa: SIM118
+        for key in keys:
+            if len(key) > LONGEST:
+                raise AdapterError(f"A tensor's name has {len(key)} characters ({key[:40]!r}...); at most {LONGEST} are read.")
+        views = {key: self._file.get_slice(key) for key in keys}  # type: ignore[no-untyped-call]
         return {key: (str(view.get_dtype()), tuple(view.get_shape())) for key, view in views.items()}
 
     def tensor(self, key: str) -> Tensor:
-        """One tensor, on the CPU."""
+        """One tensor, on the CPU.
+
+        Raises:
+            AdapterError: it is of a kind that paring does not write.
+        """
+        kind = self.shapes[key][0]
+        if kind not in _READ:
+            raise AdapterError(f"Tensor {key!r} has dtype {kind}; tensors are read in {', '.join(NAMES.values())}.")
         result: Tensor = self._file.get_tensor(key)  # type: ignore[no-untyped-call]
         return result
 
@@ -146,9 +168,23 @@ def opened(path: Path) -> Iterator[Reader]:
     if not path.is_file():
         raise AdapterError(f"There is no {path.name} in {str(path.parent)!r}.")
     try:
+        _check_header(path)
         with safe_open(path, framework="pt", device="cpu") as file:
             yield Reader(file)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
         if isinstance(error, ParingError):
             raise
-        raise AdapterError(f"{str(path)!r} is truncated or damaged ({error}); fetch or export it again.") from error
+        said = " ".join(str(error).split())
+        raise AdapterError(f"{str(path)!r} is truncated or damaged ({said}); fetch or export it again.") from error
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that only reading would show to be none.
+
+    Raises:
+        ValueError: says how long it is said to be.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LARGEST_HEADER:
+        raise ValueError(f"its header is said to have {length:,} bytes, and at most {LARGEST_HEADER:,} are read")

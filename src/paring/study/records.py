@@ -229,7 +229,7 @@ class Findings:
             data["entries"] = tuple(_entry(entry) for entry in data["entries"])
             data["seeds"] = tuple(data["seeds"])
             return cls(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"This is not what a study has found: {error!r}.") from error
 
     def of(self, name: str) -> dict[str, Entry]:

@@ -16,7 +16,7 @@ def complete(checkpoint: Path) -> bool:
     """Whether a checkpoint can be resumed from: the trainer writes its state last, and a whole JSON file proves the rest."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     weights = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
     return any((checkpoint / name).is_file() for name in weights) and (checkpoint / "optimizer.pt").is_file()

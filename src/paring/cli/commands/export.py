@@ -20,6 +20,7 @@ class Options:
     pad_to: int | None = option("with --layout uniform, the rank to pad to; `paring verify` says which engine wants one", default=None)
     export_dtype: DType = option("precision of the tensors; auto keeps the training's", default="auto")
     model_name_or_path: str | None = option("the base model, if it has moved", default=None)
+    trust_remote_code: bool = option("run model code that comes with the base's weights", default=False)
     overwrite: bool = option("replace an earlier export", default=False)
     force: bool = option("export although the proximal step never ran", default=False)
 
@@ -36,7 +37,7 @@ def run(options: Options) -> int:
 
     calm_libraries()
     check_target(Path(options.output_dir), "export", overwrite=options.overwrite)
-    model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path)
+    model, base = load_checkpoint(Path(options.checkpoint), options.model_name_or_path, trust_remote_code=options.trust_remote_code)
     if options.rank is not None:
         paring.set_rank(model, options.rank)
     dtype = DTYPES[options.export_dtype]

@@ -23,6 +23,7 @@ class Options:
 
     adapter: str = option("folder or hub id of an adapter (any PEFT LoRA), or a checkpoint-* folder", positional=True)
     json: bool = option("print JSON, module by module", default=False)
+    trust_remote_code: bool = option("of a checkpoint, run model code that comes with the base's weights", default=False)
 
 
 def run(options: Options) -> int:
@@ -36,7 +37,7 @@ def run(options: Options) -> int:
         from paring.cli.run.loaded import load_checkpoint
 
         calm_libraries()
-        adapter = paring.snapshot(load_checkpoint(folder)[0])
+        adapter = paring.snapshot(load_checkpoint(folder, trust_remote_code=options.trust_remote_code)[0])
     else:
         check_exported(options.adapter)
         adapter = paring.read(options.adapter)
@@ -75,7 +76,7 @@ def sizes(adapter: Adapter) -> dict[str, int]:
         "head_parameters": adapter.head_parameters,
         "lora_parameters_at_max_rank": adapter.max_rank * widths,
     }
-    if isinstance(started, int):
+    if isinstance(started, int) and 0 < started < 2**31:
         found |= {"start_rank": started, "lora_parameters_at_start_rank": started * widths}
     return found
 

@@ -7,6 +7,7 @@ import csv
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets import config as datasets_config
 
 from paring.cli.console import say
+from paring.cli.data.safe import check_inside, check_json, check_packed
 from paring.core.errors import DataError, near
 
 BUILDERS = {".tsv": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
@@ -59,6 +61,8 @@ def read(name: str, split: str, config: str | None = None, texts: Sequence[str] 
         rows = _hub(name, split, config)
     if len(rows) == 0:
         raise DataError(f"{name!r} holds no rows{f' in split {split!r}' if not path.is_file() else ''}; give a data set with at least one.")
+    if ROW in rows.column_names:
+        raise DataError(f"{name!r} has a column {ROW!r}, which is a name that paring takes for the rows' numbers; rename it.")
     _check_texts(rows, name, [column for column in (texts or TEXTS) if column in rows.column_names])
     return rows.add_column(ROW, list(range(1, len(rows) + 1)))
 
@@ -86,6 +90,8 @@ def held_out_split(name: str, config: str | None = None) -> str | None:
     if path.is_dir() and _files(path):
         found: Sequence[str] = [file.stem for file in _files(path)]
     else:
+        if path.is_dir():
+            check_inside(path)
         found = _split_names(name, config)
     return next((split for split in HELD_OUT if split in found), None)
 
@@ -99,6 +105,9 @@ def _file(path: Path) -> Dataset:
     options: dict[str, Any] = {}
     if builder != "parquet":
         _check_utf8(path)
+    check_packed(path)
+    if builder == "json":
+        check_json(path)
     if builder == "csv":
         tabs = path.suffix.lower() == ".tsv"
         options = {"delimiter": "\t" if tabs else ",", "keep_default_na": False, "na_filter": False}
@@ -150,6 +159,8 @@ def _json_fault(path: Path) -> str | None:
             json.loads(path.read_text(encoding="utf-8-sig"))
         except json.JSONDecodeError as error:
             whole = f"line {error.lineno} is no JSON ({_said(error)}). Mend that line."
+        except ValueError as error:  # a number with thousands of digits
+            whole = f"it holds what cannot be read ({error}). Write such a number as text."
         else:
             return None
     else:
@@ -160,7 +171,7 @@ def _json_fault(path: Path) -> str | None:
                 continue
             try:
                 value = json.loads(line.rstrip("\r\n"))
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 # A file in which not even the first line stands by itself is one value over many lines.
                 many = f"line {number} is no JSON ({_said(error)}). Every line must be an object by itself; mend it."
                 return whole if whole is not None and number == 1 else many
@@ -169,8 +180,8 @@ def _json_fault(path: Path) -> str | None:
     return None
 
 
-def _said(error: json.JSONDecodeError) -> str:
-    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
+def _said(error: ValueError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _header(path: Path, tabs: bool) -> list[str]:
@@ -194,7 +205,7 @@ def _header(path: Path, tabs: bool) -> list[str]:
             raise DataError(f"{str(path)!r} could not be read: line {reader.line_num}: {error}.") from error
     if not count:
         raise DataError(f"{str(path)!r} holds a header and no rows; the first line names the columns, data starts on the second.")
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    doubled = sorted(name for name, times in Counter(header).items() if times > 1)
     if doubled:
         raise DataError(f"{str(path)!r} names column {doubled[0]!r} twice in its header; rename one.")
     return header
@@ -212,9 +223,11 @@ def _check_utf8(path: Path) -> None:
                 f"(for instance: iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name})."
             )
         file.seek(0)
-        while chunk := file.read(1 << 20):
+        chunk = start
+        while chunk:
+            chunk = file.read(1 << 20)
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 line += error.object[: error.start].count(b"\n")
                 raise DataError(
@@ -243,8 +256,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _folder(folder: Path, split: str, config: str | None) -> Dataset:
+    check_inside(folder)
     if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        saved = load_from_disk(str(folder))
+        try:
+            saved = load_from_disk(str(folder))
+        except Exception as error:
+            raise DataError(f"{str(folder)!r} was saved by datasets, but is damaged: {_innermost(error)}") from error
         if isinstance(saved, DatasetDict):
             if split not in saved:
                 raise DataError(f"{str(folder)!r} has no split {split!r}, only {', '.join(map(str, saved))}.")
@@ -260,7 +277,7 @@ def _folder(folder: Path, split: str, config: str | None) -> Dataset:
         raise DataError(f"{str(folder)!r} has no file for split {split!r}, only {', '.join(f.name for f in files)}.{near(split, stems)}")
     if not any(folder.rglob("*.parquet")) and not any(folder.rglob("*.jsonl")) and not any(folder.rglob("*.csv")):
         raise DataError(f"The folder {str(folder)!r} holds no data; expected files such as train.tsv ({', '.join(BUILDERS)}).")
-    return _hub(str(folder), split, config)
+    return _loaded(str(folder), split, config)
 
 
 def _hub(name: str, split: str, config: str | None) -> Dataset:
@@ -268,6 +285,11 @@ def _hub(name: str, split: str, config: str | None) -> Dataset:
     if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file or folder {name!r}.{near(path.name, beside)}")
+    return _loaded(name, split, config)
+
+
+def _loaded(name: str, split: str, config: str | None) -> Dataset:
+    """What ``datasets`` makes of a folder or of a name on the hub."""
     try:
         with _quiet():
             rows = load_dataset(name, config, split=split)

@@ -24,8 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from paring.cli.data.task import Task
 from paring.cli.run.options import ModelOptions
-from paring.core.errors import SettingError, near
+from paring.core.errors import AdapterError, SettingError, near
 from paring.core.heads import IMPLIED
+from paring.core.reading import json_object
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -78,8 +79,8 @@ def check_folder(name: str) -> None:
 def _base_of(adapter: Path) -> str:
     """The base model that an adapter names, as a part of a sentence."""
     try:
-        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        base = json_object(adapter / "adapter_config.json").get("base_model_name_or_path")
+    except AdapterError:
         return ""
     return f" {base!r}" if isinstance(base, str) else ""
 

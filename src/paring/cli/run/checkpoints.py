@@ -6,14 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from paring.cli.data.task import Task
+from paring.cli.data.task import Kind, Task
 from paring.cli.run.base import place_of
-from paring.core.errors import DataError, SettingError, near
+from paring.cli.run.options import ModelOptions
+from paring.core.errors import AdapterError, DataError, SettingError, near
+from paring.core.reading import json_object
+from paring.exchange import settings
 from paring.exchange.folder import replace_file
+from paring.exchange.layout import CONFIG
 from paring.method import Method
 from paring.train.checkpoints import complete, last_checkpoint
 from paring.train.whole import Whole
@@ -58,12 +62,9 @@ def check_resume(checkpoint: Path, method: Method) -> None:
             f"{str(checkpoint)!r} is of a training of the model's own weights, by {whole.get('name')}, and {method.name} trains an "
             f"adapter. Go on with --method {whole.get('name')}, or start anew."
         )
-    try:
-        stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))["method"]
-    except (OSError, ValueError, KeyError) as error:
-        raise SettingError(
-            f"{str(checkpoint / 'adapter_config.json')!r} is damaged ({error}); use another checkpoint of the run."
-        ) from error
+    stored = json_object(checkpoint / CONFIG, SettingError).get("method")
+    if not isinstance(stored, dict):
+        raise SettingError(f"{str(checkpoint / CONFIG)!r} is damaged (it names no method); use another checkpoint of the run.")
     _same(checkpoint, stored, method.encode())
 
 
@@ -114,7 +115,7 @@ def check_targets(checkpoint: Path, targets: Any) -> None:
     Raises:
         SettingError: names the modules.
     """
-    stored = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8")).get("target_modules")
+    stored = settings.names(json_object(checkpoint / CONFIG, SettingError), "target_modules")
     old, new = ({value} if isinstance(value, str) else set(value or ()) for value in (stored, targets))
     if old != new:
         raise SettingError(
@@ -149,23 +150,27 @@ def read_task(checkpoint: Path) -> tuple[Task, dict[str, Any]]:
         DataError: the file is missing or damaged.
     """
     path = checkpoint / TASK
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data["task"].items()}
-        return Task(**fields), dict(data["base"])
-    except FileNotFoundError:
+    if not path.is_file():
         raise DataError(
             f"{str(checkpoint)!r} has no {TASK}, so its labels are unknown: give a checkpoint-* folder that `paring train` wrote, or "
             "export from Python with paring.export."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
+        )
+    data = json_object(path, DataError)
+    try:
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data["task"].items()}
+        task, base = Task(**fields), dict(data["base"])
+        given = ModelOptions(**base)
+        if task.kind not in get_args(Kind) or not isinstance(given.model_name_or_path, str):
+            raise ValueError(f"a task {str(task.kind)[:60]!r} on the model {str(given.model_name_or_path)[:60]!r} is none")
+        return task, base
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{str(path)!r} is damaged ({error}); use another checkpoint of the run.") from error
 
 
 def read_whole(checkpoint: Path) -> Mapping[str, Any] | None:
     """How a checkpoint's own weights were trained; ``None`` for an adapter's."""
     try:
-        found = json.loads((checkpoint / TASK).read_text(encoding="utf-8")).get("whole")
-    except (OSError, ValueError, AttributeError):
+        found = json_object(checkpoint / TASK).get("whole")
+    except AdapterError:
         return None
     return found if isinstance(found, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from paring.cli.run.output import check_checkpoint, check_exported
 from paring.cli.run.pair import class_of, is_model, load_complete, read_config
 from paring.core.adapter import Adapter
 from paring.core.errors import AdapterError, SettingError
+from paring.core.reading import json_object
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +171,9 @@ def load_trained(source: str, *, base: str | None = None, dtype: DType = "auto",
 def labels_of(folder: Path, count: int) -> dict[int, str]:
     """The labels that travel with an adapter, by class index; numbered names where there are none, or not so many."""
     try:
-        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        stored = json_object(folder / "config.json")["id2label"]
         found = {int(index): str(label) for index, label in stored.items()}
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError):  # an AdapterError is a ValueError
         found = {}
     return found if sorted(found) == list(range(count)) else {index: f"LABEL_{index}" for index in range(count)}
 
@@ -193,8 +193,13 @@ def _outputs(adapter: Adapter, otherwise: int) -> int:
     return rows[-1] if rows else otherwise
 
 
-def load_checkpoint(folder: Path, base: str | None = None) -> tuple[PeftModel, Base]:
+def load_checkpoint(folder: Path, base: str | None = None, *, trust_remote_code: bool = False) -> tuple[PeftModel, Base]:
     """The model of a training checkpoint, gates and all.
+
+    Args:
+        folder: the checkpoint.
+        base: folder or hub id of the base model; by default what the checkpoint says.
+        trust_remote_code: run code that comes with the base model. What the checkpoint's own file says of that is not enough.
 
     Raises:
         AdapterError: the weights are damaged, or belong to another base model.
@@ -203,7 +208,13 @@ def load_checkpoint(folder: Path, base: str | None = None) -> tuple[PeftModel, B
     """
     check_checkpoint(folder)
     task, options = read_task(folder)
-    given = {**options, "model_name_or_path": base or options["model_name_or_path"]}
+    given = {**options, "model_name_or_path": base or options["model_name_or_path"], "trust_remote_code": trust_remote_code}
+    # An attention of that form is a repository on the hub, whose kernels are run.
+    if not trust_remote_code and (options.get("trust_remote_code") or "/" in str(options.get("attn_implementation"))):
+        raise SettingError(
+            f"The checkpoint {str(folder)!r} was trained with code that comes with its model, {given['model_name_or_path']!r}; if you "
+            "trust both, allow it to run with --trust_remote_code."
+        )
     found = load_base(ModelOptions(**given), task, seed=0)
     register()
     try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from paring.core.errors import AdapterError, OutputExistsError
+from paring.core.reading import json_object
 from paring.exchange.layout import CONFIG, SIDE
 
 ADAPTER = "adapter"
@@ -137,6 +137,6 @@ def check_checkpoint(folder: Path) -> None:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a training checkpoint, which stock PEFT cannot load, and not an export."""
     try:
-        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type") == "PARING")
-    except (OSError, ValueError, AttributeError):
+        return bool(json_object(folder / CONFIG).get("peft_type") == "PARING")
+    except AdapterError:
         return False

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import yaml
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of, yes_or_no
+from paring.cli.plain import PlainLoader
 from paring.cli.run.budgets import entry_bytes, written
 from paring.cli.words import plain
 from paring.core.errors import SettingError, near
@@ -37,7 +37,7 @@ def peek(argv: Sequence[str], flag: str) -> str | None:
         return str(known.value)
     for path in reversed(known.config or []):
         if path and Path(path).is_file():
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = PlainLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
             if isinstance(content, dict) and isinstance(content.get(flag), str | int | float):
                 return str(content[flag])
     return None

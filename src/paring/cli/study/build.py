@@ -19,6 +19,8 @@ from paring.study.records import Metric
 
 TOP = ("name", "settings", "tasks", "contestants", "budgets", "search", "seeds", "threads")
 SEARCH = ("trials", "sampler", "held", "evaluations", "prune", "first", "seed")
+MOST_CELLS, MOST_SEEDS = 5000, 1000
+"""Contestants on tasks at budgets, and runs of each with other seeds, that a study has."""
 POINTS = frozenset({"accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "mean_token_accuracy"})
 """Metrics that are shares of one, which are told in percent."""
 
@@ -58,6 +60,9 @@ def build(text: Text, definitions: Mapping[str, str], command: str = "") -> Buil
             raise text.wrong((name,), f"a study needs `{name}:`, at least one of them.")
     budgets = text.mapping(("budgets",))
     _check_flags(text, ("settings",), text.mapping(("settings",)))
+    count = len(tasks) * len(contestants) * max(len(budgets), 1)
+    if count > MOST_CELLS:
+        raise text.wrong(("tasks",), f"contestants on tasks at budgets are {count:,} comparisons; at most {MOST_CELLS:,} are one study.")
     metrics = {task: _metric(text, task) for task in tasks}
     cells = [cell for contestant in contestants for task in tasks for cell in _cells(text, contestant, task, budgets, common, definitions)]
     study = Study(name=_name(text), cells=tuple(cells), metrics=metrics, seeds=_seeds(text), search=search, command=command)
@@ -89,13 +94,13 @@ def _whole(text: Text, place: Place, default: int) -> int:
 
 def _seeds(text: Text) -> tuple[int, ...]:
     found = text.data.get("seeds", 3)
-    if isinstance(found, int) and not isinstance(found, bool) and found >= 1:
+    if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MOST_SEEDS:
         return tuple(range(found))
     if isinstance(found, list) and found and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in found):
         if len(set(found)) == len(found):
             return tuple(found)
         raise text.wrong(("seeds",), f"seeds {found} holds one twice, which would count the same run two times.")
-    raise text.wrong(("seeds",), f"seeds is {found!r}; give how many, or a list of whole numbers from 0.")
+    raise text.wrong(("seeds",), f"seeds is {found!r}; give how many, at most {MOST_SEEDS:,}, or a list of whole numbers from 0.")
 
 
 def _search(text: Text) -> tuple[Search, Space]:
@@ -135,6 +140,8 @@ def _values(text: Text, place: Place, value: Any) -> Listed | Range:
                 raise SettingError("give both low and high")
             return Range(low=float(value["low"]), high=float(value["high"]))
         return Listed(values=tuple(float(one) for one in numbers))
+    except OverflowError as error:
+        raise text.wrong(place, f"{name} holds a whole number that is too large to compute with.") from error
     except SettingError as error:
         raise text.wrong(place, f"{name}: {error}") from error
 
@@ -176,6 +183,8 @@ def _cells(text: Text, contestant: str, task: str, budgets: Mapping[str, Any], c
     if ("method" in given) == ("peft" in given):
         raise text.wrong(place, f"contestant {contestant!r} needs either a `method:` of paring's or `peft:`, PEFT's own configuration.")
     _check_flags(text, place, {name: value for name, value in given.items() if name not in ("method", "peft")})
+    if "peft" in given:
+        text.mapping((*place, "peft"))
     flags = {**text.mapping(("settings",)), **text.mapping(("tasks", task)), **given}
     flags.pop("metric", None)
     flags.pop("planted", None)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from paring.cli.plain import PlainLoader, where, why
 from paring.core.errors import SettingError, near
 
 Place: TypeAlias = tuple[str | int, ...]
@@ -18,11 +19,8 @@ Place: TypeAlias = tuple[str | int, ...]
 
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
-MOST = 20_000
-"""Entries of a file, aliases written out."""
 
-
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """YAML as people write numbers: PyYAML takes ``3e-4`` for a word."""
 
 
@@ -92,11 +90,8 @@ def read_text(path: Path) -> Text:
         loader = _Loader(content)
         node = loader.get_single_node()
         data = {} if node is None else _plain(loader, node, (), lines, path)
-    except yaml.MarkedYAMLError as error:
-        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
-        raise SettingError(f"{str(path)!r}, line {line}: this is no valid YAML: {error.problem or error}.") from error
-    except RecursionError as error:
-        raise SettingError(f"{str(path)!r} is nested too deep to be a study.") from error
+    except yaml.YAMLError as error:
+        raise SettingError(f"{str(path)!r}, line {where(error, content)}: this is no valid YAML for a study: {why(error)}.") from error
     if not isinstance(data, dict):
         raise SettingError(f"{str(path)!r}, line 1: a study is a mapping, with keys such as `tasks:` and `contestants:`.")
     return Text(path=path, data=data, lines=lines)
@@ -104,8 +99,6 @@ def read_text(path: Path) -> Text:
 
 def _plain(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], path: Path) -> Any:
     lines.setdefault(place, node.start_mark.line + 1)
-    if len(lines) > MOST:  # aliases of aliases multiply
-        raise SettingError(f"{str(path)!r}, line {node.start_mark.line + 1}: more than {MOST:,} entries are no study.")
     if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN_TAGS:
         raise SettingError(f"{str(path)!r}, line {node.start_mark.line + 1}: the tag {node.tag!r} is none that a study knows.")
     if isinstance(node, yaml.MappingNode):

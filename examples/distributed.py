@@ -1,0 +1,75 @@
+"""Several processes train one adapter: each on its share of the rows (DDP), with a frozen model in shards where it is large (FSDP2).
+
+torchrun --nproc_per_node 2 examples/distributed.py                                        DDP
+accelerate launch --num_processes 2 examples/distributed.py                                the same
+accelerate launch --config_file examples/fsdp2.yaml examples/distributed.py                FSDP2
+python examples/distributed.py                                                             one process, the same rows in each step
+
+`--quick` takes a few steps, `--output_dir` keeps what was trained, `--resume` goes on from the last checkpoint in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import small
+import torch
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, TrainingArguments, set_seed
+
+import paring
+from paring.methods.sora import SoRA
+from paring.train import ParingTrainer
+
+ROWS = 32
+"""Rows in a step, of all processes together."""
+
+
+def main(folder: Path, steps: int, resume: bool) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # The encoder may be made here: each process makes its own, from one seed.
+    set_seed(0)
+    base = small.encoder(folder / f"base-{os.environ.get('RANK', '0')}")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = Dataset.from_list(small.rows(ROWS * steps)).map(lambda row: tokenizer(row["text"]), remove_columns=["text"])
+    set_seed(0)
+    # --8<-- [start:train]
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    # The seed makes the start the same in all processes.
+    model = paring.adapt(model, SoRA(rank=8, alpha=16), task_type="SEQ_CLS", seed=0)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "run"),
+        learning_rate=1e-3,
+        max_steps=steps,
+        per_device_train_batch_size=ROWS // processes,
+        logging_steps=max(1, steps // 6),
+        save_steps=max(1, steps // 2),
+        report_to="none",
+        use_cpu=os.environ.get("CPU","1")=="1",
+    )
+    trainer = ParingTrainer(
+        model=model, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer), processing_class=tokenizer
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    # Shards are gathered by all processes together, and one of them writes. Replicas are alike, so one exports.
+    if trainer.is_fsdp_enabled or trainer.is_world_process_zero():
+        paring.export(trainer.model, folder / "adapter", tokenizer=tokenizer)
+    # --8<-- [end:train]
+
+    if trainer.is_world_process_zero():
+        for entry in trainer.state.log_history:
+            if "live_ranks" in entry:
+                print(f"step {entry['step']:4}  loss {entry['loss']:.3f}  live ranks {entry['live_ranks']}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
+    parser.add_argument("--output_dir", type=Path, help="keep what was trained in this folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output_dir")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        main(given.output_dir or Path(place), 6 if given.quick else 60, given.resume)

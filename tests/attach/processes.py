@@ -19,7 +19,9 @@ def run_all(worker: Path, place: Path, size: int = 2, *words: str) -> None:
     """
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen([sys.executable, worker, str(rank), str(size), str(place), *words], stderr=subprocess.PIPE, text=True, env=variables)
+        subprocess.Popen(
+            [sys.executable, worker, str(rank), str(size), str(place), *words], stderr=subprocess.PIPE, text=True, env=variables
+        )
         for rank in range(size)
     ]
     ended = [process.communicate(timeout=450)[1] for process in started]

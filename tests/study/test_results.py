@@ -18,7 +18,9 @@ def test_results_have_nothing_that_two_runs_would_differ_in() -> None:
     study = usual()
     slower = replace(
         study,
-        entries=tuple(replace(one, seconds=(1.0,) * 3, cpu_seconds=(2.0,) * 3, search_seconds=9.0, memory=(7,) * 3) for one in study.entries),
+        entries=tuple(
+            replace(one, seconds=(1.0,) * 3, cpu_seconds=(2.0,) * 3, search_seconds=9.0, memory=(7,) * 3) for one in study.entries
+        ),
         versions={"torch": ["3"]},
         machines=[],
         command="elsewhere",

@@ -15,7 +15,11 @@ from paring.core.errors import AdapterError
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor without its graph, and in one piece if it is sharded (FSDP2): every process must ask at once then."""
-    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    # Whole numbers of two bytes are the ones that processes cannot send each other, by gloo or by NCCL.
+    wide = tensor.detach().to(torch.int32) if tensor.dtype is torch.int16 else tensor
+    return wide.full_tensor().detach().to(tensor.dtype)
 
 
 def local(tensor: Tensor) -> Tensor:

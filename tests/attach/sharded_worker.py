@@ -1,7 +1,11 @@
-"""One of several processes that train a sharded (FSDP2) model, each on its share of the rows: started by test_sharded."""
+"""One of several processes that train a sharded (FSDP2) model, each on its share of the rows.
+
+Started by test_sharded with its rank, their number and a folder; or by torchrun, which tells the two itself.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -110,4 +114,5 @@ def refused(method: Method) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    told = sys.argv[1:3] if len(sys.argv) > 2 else (os.environ["RANK"], os.environ["WORLD_SIZE"])
+    main(int(told[0]), int(told[1]), Path(sys.argv[-1]))

@@ -154,12 +154,37 @@ def test_accelerate_launch_with_shards_as_if_on_gpus(reference: Path, tmp_path: 
     assert_same(trained([*accelerate("--config_file", FSDP2), AS_IF], tmp_path, "--resume"), reference)
 
 
+@pytest.mark.parametrize("size", [pytest.param(size, marks=cell("distributed", f"FSDP2, {size} processes", "torchrun")) for size in (2, 4)])
+def test_torchrun_with_shards_in_a_loop_of_ones_own(size: int, tmp_path: Path, record_property: Record) -> None:
+    record_property("trust", "a loop with fully_shard")
+    done = run([*torchrun(size), ROOT / "tests" / "attach" / "sharded_worker.py", tmp_path], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@cell("distributed", "FSDP1", "torchrun", refused=True)
+def test_torchrun_with_flattened_parameters_is_refused(tmp_path: Path) -> None:
+    done = run([*torchrun(2), Path(__file__).with_name("fsdp1_worker.py"), tmp_path], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @cell("distributed", "FSDP1", "accelerate launch", refused=True)
 def test_accelerates_default_for_shards_is_refused(tmp_path: Path) -> None:
     done = run([*accelerate("--use_fsdp", "--num_machines", "1", "--num_processes", "2"), AS_IF, SCRIPT, *FLAGS], tmp_path)
     assert done.returncode != 0
     assert "StepError: FSDP1 flattens the gates" in done.stderr, done.stderr[-3000:]
     assert "Set fsdp_version to 2, or use DDP." in done.stderr
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(stage, marks=cell("distributed", f"DeepSpeed ZeRO-{stage}", "accelerate launch", refused=True)) for stage in (1, 2, 3)],
+)
+def test_accelerate_launch_with_deepspeed_is_refused(stage: int, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="deepspeed is not installed")
+    deepspeed = accelerate("--use_deepspeed", "--zero_stage", str(stage), "--num_machines", "1", "--num_processes", "2")
+    done = run([*deepspeed, SCRIPT, *FLAGS], tmp_path)
+    assert done.returncode != 0
+    assert "StepError: DeepSpeed keeps the trained parameters" in done.stderr, done.stderr[-3000:]
 
 
 def command_line(words: Sequence[str | Path], data: Path, place: Path, rows: int, **flags: object) -> RunRecord:

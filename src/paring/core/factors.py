@@ -15,11 +15,10 @@ from paring.core.errors import AdapterError
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor without its graph, and in one piece if it is sharded (FSDP2): every process must ask at once then."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach()
-    # Whole numbers of two bytes are the ones that processes cannot send each other, by gloo or by NCCL.
-    wide = tensor.detach().to(torch.int32) if tensor.dtype is torch.int16 else tensor
-    return wide.full_tensor().detach().to(tensor.dtype)
+    if isinstance(tensor, DTensor) and tensor.dtype is torch.int16:
+        # Whole numbers of two bytes are the ones that processes cannot send each other, by gloo or by NCCL.
+        return whole(tensor.to(torch.int32)).to(torch.int16)
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ from paring.core.errors import StepError
 from paring.methods.sora import SoRA
 from paring.train import ParingCallback, ParingTrainer
 
-
 REFUSAL = r"FSDP1 .* Set fsdp_version to 2, or use DDP"
 
 

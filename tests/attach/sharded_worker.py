@@ -1,7 +1,11 @@
-"""One of two processes that train a sharded (FSDP2) model: started by test_sharded."""
+"""One of several processes that train a sharded (FSDP2) model, each on its share of the rows.
+
+Started by test_sharded with its rank, their number and a folder; or by torchrun, which tells the two itself.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +24,10 @@ from paring.methods.sora import SoRA
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer
 from paring.train.look import tally, trained
+
+ROWS = 32
+Seen = dict[str, tuple[torch.Tensor, int]]
+"""Gate and live rank of each module, as one process sees them."""
 
 METHODS: dict[str, Method] = {
     "sora": SoRA(rank=5, penalty=0.9, gate_rate=0.1),
@@ -48,10 +56,10 @@ def build(method: Method, shard: bool) -> nn.Module:
     return model
 
 
-def train(model: nn.Module) -> None:
-    """A few steps on the same rows in every process, so that shards and the whole must agree."""
+def train(model: nn.Module, share: slice) -> None:
+    """A few steps on a share of the rows."""
     optimizer = create_optimizer(model, torch.optim.SGD, lr=0.1)
-    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(1))[share]
     model.train()
     for _ in range(6):
         model(x).square().mean().backward()
@@ -60,22 +68,25 @@ def train(model: nn.Module) -> None:
 
 
 def main(rank: int, size: int, place: Path) -> None:
-    """Train both, compare, export from all processes at once."""
+    """Train shards on shares of the rows and the whole on all of them, compare, export from all processes at once."""
     dist.init_process_group("gloo", init_method=f"file://{place / 'meet'}", rank=rank, world_size=size)
     for name, method in METHODS.items():
-        compare(method, place / name)
+        compare(method, place / name, slice(rank * ROWS // size, (rank + 1) * ROWS // size))
     refused(METHODS["s2_lora"])
     dist.destroy_process_group()
 
 
-def compare(method: Method, folder: Path) -> None:
+def compare(method: Method, folder: Path, share: slice) -> None:
     """Shards and the whole."""
     whole, sharded = build(method, shard=False), build(method, shard=True)
-    train(whole)
-    train(sharded)
+    train(whole, slice(None))
+    train(sharded, share)
     wanted, got = paring.snapshot(whole), paring.snapshot(sharded)
     assert got.ranks == wanted.ranks == paring.ranks(sharded), (got.ranks, wanted.ranks)
     assert 0 < sum(got.ranks.values()) < 10, got.ranks
+    agreed: list[Seen] = [{}] * dist.get_world_size()
+    dist.all_gather_object(agreed, {path: (factors.gate, got.ranks[path]) for path, factors in got.modules.items()})
+    assert all(same(agreed[0], other) for other in agreed), "the processes see different gates"
     assert tally(trained(sharded)).live_ranks == sum(got.ranks.values())
     for path, factors in wanted.modules.items():
         torch.testing.assert_close(got.modules[path].materialise(), factors.materialise())
@@ -88,14 +99,20 @@ def compare(method: Method, folder: Path) -> None:
     assert paring.read(folder).ranks == {path: count for path, count in got.ranks.items() if count}
 
 
+def same(one: Seen, other: Seen) -> bool:
+    """Whether two processes see the same gates and ranks."""
+    return all(torch.equal(one[path][0], gate) and one[path][1] == rank for path, (gate, rank) in other.items())
+
+
 def refused(method: Method) -> None:
     """Factors that modules share, where each module is put together for its own time."""
     model = build(method, shard=False)
     for part in (model.get_submodule("base_model.model.one"), model.get_submodule("base_model.model.two"), model):
         fully_shard(part)
     with pytest.raises(TargetError, match="sharded module by module"):
-        train(model)
+        train(model, slice(None))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    told = sys.argv[1:3] if len(sys.argv) > 2 else (os.environ["RANK"], os.environ["WORLD_SIZE"])
+    main(int(told[0]), int(told[1]), Path(sys.argv[-1]))

@@ -55,6 +55,17 @@ def test_resuming_ends_where_the_whole_run_ended(trained: Path, bert: Path, mood
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
+def test_two_accumulated_batches_train_as_one_of_their_size(trained: Path, bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
+    flags = {**TRAIN, "model_name_or_path": bert, "dataset_name": moods, "per_device_train_batch_size": 8}
+    assert run("train", **flags, gradient_accumulation_steps=2, output_dir=tmp_path / "halves") == 0
+    whole, halves = record(trained), record(tmp_path / "halves")
+    for key in ("loss", "grad_norm"):
+        wanted = {point.step: point.values[key] for point in whole.history if key in point.values}
+        assert len(wanted) == 8
+        assert {point.step: point.values[key] for point in halves.history if key in point.values} == pytest.approx(wanted, rel=0.02)
+    assert [module.live_rank for module in halves.modules] == [module.live_rank for module in whole.modules]
+
+
 def test_flags_from_a_file_with_flags_on_top(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(

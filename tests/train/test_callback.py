@@ -29,6 +29,7 @@ from paring.parts.update.revive import Always
 from paring.train import ParingCallback, ParingTrainer, create_optimizer
 from paring.train.guards import missed, recast
 from paring.train.look import gated, trained
+from tests.trust.grids import cell
 
 Make = Callable[..., Any]
 
@@ -54,9 +55,13 @@ def test_fsdp1_is_refused(adapted: Make, arguments: Make) -> None:
         _begin(ParingCallback(), model, arguments())
 
 
-def test_deepspeed_is_refused(adapted: Make, arguments: Make) -> None:
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=cell("distributed", f"DeepSpeed ZeRO-{stage}", "torchrun", refused=True)) for stage in (1, 2, 3)]
+)
+def test_deepspeed_is_refused(stage: int, adapted: Make, arguments: Make, record_property: Callable[[str, object], None]) -> None:
+    record_property("trust", "by the training arguments; tried without the package")
     args = arguments()
-    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    args.deepspeed = {"zero_optimization": {"stage": stage}}
     with pytest.raises(StepError, match=r"DeepSpeed .*FSDP2"):
         _begin(ParingCallback(), adapted(), args)
 

@@ -15,6 +15,9 @@ from paring.core.errors import AdapterError
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor without its graph, and in one piece if it is sharded (FSDP2): every process must ask at once then."""
+    if isinstance(tensor, DTensor) and tensor.dtype is torch.int16:
+        # Whole numbers of two bytes are the ones that processes cannot send each other, by gloo or by NCCL.
+        return whole(tensor.to(torch.int32)).to(torch.int16)
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 

@@ -77,7 +77,7 @@ def _head(
         return score(task.kind, predictions, outputs.label_ids)
 
     kind = ParingTrainer if adapters(model) else Trainer
-    return kind(
+    trainer = kind(
         model=model,
         args=arguments(options, task, TrainingArguments, rows=len(rows.train), evaluates=rows.held_out is not None, max_length=limit),
         train_dataset=for_head(rows.train, task, base.tokenizer, limit, "training"),
@@ -87,6 +87,10 @@ def _head(
         compute_metrics=scored,
         callbacks=callbacks,
     )
+    # The loss of a head is the mean over the rows of its batch, whatever it is told of their number; taken for the sum over all rows of a
+    # step, divided by that number, it would be multiplied by the number of processes and of accumulated batches.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
 def _language(

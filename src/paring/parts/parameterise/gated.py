@@ -215,6 +215,10 @@ class Gated(LowRank):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gated:
         """Move with the model, but keep the gate in float32 (or float64), with its own digits, whatever the model is cast to."""
+        if "gate" not in self._parameters:
+            # FSDP1 has taken it into a flat parameter; whoever is to train that refuses it in a sentence.
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            return self
         kept, gradient = self.gate.data, None if self.gate.grad is None else self.gate.grad.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.gate.dtype not in (torch.float32, torch.float64):

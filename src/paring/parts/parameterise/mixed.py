@@ -2,6 +2,7 @@ r"""NOLA's parameterisation: :math:`\Delta W = s\,B A` with :math:`A = A_0 + \su
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -125,7 +126,8 @@ class _Last:
         bases, coefficients: what it was formed from, the coefficients as a copy.
         value: the factor.
         source: the parameter whose copy the coefficients are.
-        linked: the same values as a function of that parameter, once somebody has trained it. Its graph holds no other tensor.
+        linked: the same values as a function of that parameter, from when somebody trains it until a gradient has come back.
+            Its graph holds no other tensor.
     """
 
     bases: Bases
@@ -169,9 +171,26 @@ class _Formed:
             return last.value
         if last.linked is None or last.source is not coefficients:
             linked = bases.mix(coefficients, last.value)
+            formed = weakref.ref(self)
+
+            def passed(_: Tensor) -> None:
+                owner = formed()
+                if owner is not None:
+                    owner._unlink()
+
+            linked.register_hook(passed)  # type: ignore[no-untyped-call]
             self._last = replace(last, source=coefficients, linked=linked)
             return linked
         return last.linked
+
+    def _unlink(self) -> None:
+        """Forget the way back to the coefficients once a gradient has taken it.
+
+        FSDP2 collects a module's gradients when that of its input is there, and autograd goes older ways last: by a way from an earlier
+        forward, which coefficients that did not move would share, a gradient would come too late.
+        """
+        if self._last is not None:
+            self._last = replace(self._last, linked=None)
 
     def _keep(self, bases: Bases, device: torch.device) -> Bases:
         kept = self._kept

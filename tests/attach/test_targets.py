@@ -18,6 +18,7 @@ from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
 from paring.core.errors import AdapterError, TargetError
 from paring.methods.lora import LoRA
+from paring.methods.nola import NOLA
 from paring.methods.sora import SoRA
 
 METHOD = SoRA(rank=2, alpha=4)
@@ -188,3 +189,25 @@ def test_names_with_hyphens_train_and_are_exported(tmp_path: Path) -> None:
     model = paring.adapt(Towers(), LoRA(rank=2, alpha=4), target_modules=["text-encoder", "image-encoder"], seed=0)
     paring.export(model, tmp_path / "out")
     assert set(paring.read(tmp_path / "out").modules) == {"towers.text-encoder", "towers.image-encoder"}
+
+
+class Experts(nn.Module):
+    """Fused experts, and what looks like them."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+        self.conv = torch.nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 6, 3))
+        self.positions = nn.Parameter(torch.zeros(1, 4, 6))
+        self.fused = weight
+
+
+def test_experts_that_all_linear_leaves_out_are_told_of() -> None:
+    with pytest.warns(UserWarning, match=r"leaves out fused: tensors of several experts each.*\d+% of the model"):
+        paring.adapt(Experts(nn.Parameter(torch.zeros(4, 6, 6))), LoRA(rank=2), target_modules="all-linear", seed=0)
+
+
+def test_what_is_no_expert_is_not_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    model = paring.adapt(Experts(nn.Parameter(torch.zeros(6))), NOLA(bases=20, rank=2), target_modules="all-linear", seed=0)
+    model.add_adapter("second", paring.ParingConfig(method=LoRA(rank=2), target_modules="all-linear", seed=0))
+    assert not [item for item in recwarn if "experts" in str(item.message)]

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.parametrize import ParametrizationList
 
 from paring.attach.config import ParingConfig
 from paring.attach.layer import ParingLinear
@@ -68,11 +69,12 @@ def _tell_of_experts(model: nn.Module) -> None:
 
     Most of the model's weights may lie there.
     """
-    # Three dimensions and more than one in the first: neither a convolution's kernel nor an embedding of positions.
+    inside = _inside_layers(model)
+    # Three dimensions and more than one in the first: neither a convolution's kernel, weight-normed or not, nor an embedding of positions.
     fused = {
         f"{path}.{name}": parameter.numel()
         for path, module in model.named_modules()
-        if not isinstance(module, _ConvNd)
+        if not isinstance(module, _ConvNd | ParametrizationList) and not path.startswith(inside)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.dim() == 3 and parameter.shape[0] > 1
     }

@@ -72,7 +72,7 @@ def _tell_of_experts(model: nn.Module) -> None:
     inside = _inside_layers(model)
     # Three dimensions and more than one in the first: neither a convolution's kernel, weight-normed or not, nor an embedding of positions.
     fused = {
-        f"{path}.{name}": parameter.numel()
+        f"{path}.{name}".lstrip("."): parameter.numel()
         for path, module in model.named_modules()
         if not isinstance(module, _ConvNd | ParametrizationList) and not path.startswith(inside)
         for name, parameter in module.named_parameters(recurse=False)

@@ -169,7 +169,9 @@ def test_torchrun_with_flattened_parameters_is_refused(tmp_path: Path) -> None:
 
 @cell("distributed", "FSDP1", "accelerate launch", refused=True)
 def test_accelerates_default_for_shards_is_refused(tmp_path: Path) -> None:
-    done = run([*accelerate("--use_fsdp", "--num_machines", "1", "--num_processes", "2"), AS_IF, SCRIPT, *FLAGS], tmp_path)
+    # Both send weights from the first process to the devices of the others.
+    on_processors = ("--fsdp_sync_module_states", "false", "--fsdp_cpu_ram_efficient_loading", "false")
+    done = run([*accelerate("--use_fsdp", *on_processors, "--num_machines", "1", "--num_processes", "2"), AS_IF, SCRIPT, *FLAGS], tmp_path)
     assert done.returncode != 0
     assert "StepError: FSDP1 flattens the gates" in done.stderr, done.stderr[-3000:]
     assert "Set fsdp_version to 2, or use DDP." in done.stderr

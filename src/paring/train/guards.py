@@ -24,6 +24,12 @@ from paring.parts.parameterise.gated import Gated
 from paring.step import check, shared, warn_of_sharing
 from paring.train.look import gated, nothing_to_train, trained
 
+FLATTENED = (
+    "FSDP1 flattens the gates into one parameter with everything else, where no proximal step can find them. "
+    "Set fsdp_version to 2, or use DDP."
+)
+"""What is said of FSDP1, asked for or found."""
+
 
 def recast(model: nn.Module, optimizer: Optimizer | None = None) -> int:
     """Bring gates that were cast below float32 back to float32.
@@ -65,6 +71,9 @@ def refuse_wrappers(args: TrainingArguments, model: nn.Module) -> None:
             "DeepSpeed keeps the trained parameters in flat partitions of its own, where no gate can be found after a step. "
             "Adapters are small: use DDP, or FSDP2 for a large base model."
         )
+    # Before the model is wrapped: the policy that PEFT wraps by fails on slots, without a word of what to do.
+    if is_initialized() and AcceleratorState().distributed_type is DistributedType.FSDP and not AcceleratorState().is_fsdp2:
+        raise StepError(FLATTENED)
     if args.n_gpu > 1:
         raise StepError(
             "torch.nn.DataParallel runs on copies of the model, whose marks are lost, so the proximal step would never run. "
@@ -72,10 +81,7 @@ def refuse_wrappers(args: TrainingArguments, model: nn.Module) -> None:
         )
     for module in model.modules():
         if isinstance(module, FullyShardedDataParallel):
-            raise StepError(
-                "FSDP1 flattens the gates into one parameter with everything else, where no proximal step can find them. "
-                "Set fsdp_version to 2, or use DDP."
-            )
+            raise StepError(FLATTENED)
         if isinstance(module, AveragedModel):
             raise StepError(
                 "The model to train is an average (torch.optim.swa_utils.AveragedModel): exact zeros do not survive averaging. "

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import bert, moods  # noqa: F401 - fixtures
 from tests.trust.grids import cell
 
 WORKER = Path(__file__).with_name("kill_worker.py")
@@ -34,7 +33,7 @@ def all_kills(test: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.fixture
-def conduct(bert: Path, moods: Path, tmp_path: Path) -> Conduct:  # noqa: F811 - fixtures
+def conduct(bert: Path, moods: Path, tmp_path: Path) -> Conduct:
     """Runs campaigns in a process of their own, and returns what came of them by job."""
 
     def run(settings: dict[str, dict[str, int]]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -13,6 +15,9 @@ from transformers import Trainer
 from paring.core.errors import SettingError
 from paring.exchange.folder import store
 from paring.train.checkpoints import STATE, UNFINISHED, last_written, numbered
+
+LITTLE = 64 * 1024
+"""Bytes that are left at most on a disk that a file has filled up."""
 
 
 class AtomicCheckpoints(Trainer):
@@ -81,6 +86,11 @@ class AtomicCheckpoints(Trainer):
                     store(staging / name / beside, data)
                 _swap(staging / name, folder / name)
                 self._drop_oldest(folder, name)
+        except RuntimeError as error:
+            if shutil.disk_usage(staging if staging.exists() else folder).free < LITTLE:
+                # torch's writer says where in its own code it has failed, and not why.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / name)) from error
+            raise
         finally:
             self._staged = False
             if self.args.should_save:

@@ -99,7 +99,7 @@ class Campaign:
     def run(self, trials: int) -> None:
         """Kill so often, in chains: what a kill leaves is gone on with, which may be killed as well, but not for ever."""
         while self.trials < trials:
-            self.chain([self.chance(later) for later in (False, True, True)[: self.chooser.choice((1, 1, 2, 3))]])
+            self.chain([self.chance(later) for later in (False, True, True)[: self.chooser.choice((1, 2, 2, 3))]])
 
     def chain(self, moments: list[Moment]) -> None:
         """One run, killed at one moment after the other, and gone on with to its end."""

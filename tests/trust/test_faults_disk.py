@@ -72,6 +72,7 @@ def test_an_export_by_the_command_line(disk: Mount, trained: Path, refused: Refu
 
 @full
 @whole
+@cell("faults", "full disk", "resumes to the same bits")
 @pytest.mark.parametrize(
     "pages",
     [14, pytest.param(2, marks=pytest.mark.slow), pytest.param(31, marks=pytest.mark.slow), 44, pytest.param(64, marks=pytest.mark.slow)],
@@ -157,6 +158,7 @@ def test_a_new_store_on_a_full_disk(disk: Mount) -> None:
 
 
 @locked
+@cell("faults", "read-only folder", "nothing half-written at a final path")
 @pytest.mark.parametrize("command", ["new export", "export over", "train", "train on", "study"])
 def test_a_folder_that_cannot_be_written(
     command: str,
@@ -192,7 +194,7 @@ def test_a_folder_that_cannot_be_written(
         small.writable()
 
 
-@locked
+@cell("faults", "read-only folder", "resumes to the same bits")
 def test_what_is_only_read_may_lie_in_a_folder_that_cannot_be_written(
     disk: Mount,
     trained: Path,

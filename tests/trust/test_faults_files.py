@@ -89,6 +89,7 @@ def test_adapter_weights_while_their_digest_is_taken(trained: Path, tmp_path: Pa
 
 
 @gone
+@cell("faults", "a file that vanishes", "resumes to the same bits")
 def test_the_data_before_a_run_is_gone_on_with(flags: dict[str, object], trained: Path, run: Run, refused: Refused, tmp_path: Path) -> None:
     shutil.copytree(trained / "checkpoint-4", tmp_path / "out" / "checkpoint-4")
     # What a run is gone on with must be of the same model.

@@ -74,13 +74,11 @@ def test_some_kills(conduct: Conduct) -> None:
 @pytest.mark.parametrize(
     ("settings", "least"),
     [
-        pytest.param({"python": {"every": 1, "trials": 150, "seed": 0}}, {"SAVE": 50, "EXPORT": 30, "TRAIN": 20, "LOAD": 20}, id="python"),
-        pytest.param(
-            {"train": {"trials": 80, "seed": 1}, "export": {"every": 1, "trials": 50, "seed": 2}},
-            {"SAVE": 20, "EXPORT": 60, "TRAIN": 10, "LOAD": 10},
-            id="commands",
-        ),
+        ({"python": {"every": 1, "trials": 145, "seed": 0}}, {"SAVE": 50, "EXPORT": 30, "TRAIN": 15, "LOAD": 10}),
+        ({"train": {"trials": 80, "seed": 1}}, {"SAVE": 15, "EXPORT": 10, "TRAIN": 5, "LOAD": 3}),
+        ({"train": {"seed": 1}, "export": {"every": 1, "trials": 55, "seed": 2}}, {"EXPORT": 60}),
     ],
+    ids=["python", "train", "export"],
 )
 @all_kills
 def test_kills_at_any_moment(
@@ -91,4 +89,5 @@ def test_kills_at_any_moment(
     assert {name: fell[name] for name in least if fell[name] < least[name]} == {}
     assert sum(one["trials"] for one in found.values()) >= sum(one.get("trials", 0) for one in settings.values())
     for name, one in found.items():
-        record_property("trust", f"{name}: {said(one)}")
+        if one["trials"]:
+            record_property("trust", f"{name}: {said(one)}")

@@ -2,7 +2,8 @@
 
     python tests/trust/long_worker.py FOLDER STEPS EVERY
 
-Prints, as JSON, a sample for each so many steps: resident bytes, open files, and all that paring registers for the whole process.
+Writes a sample for each so many steps into FOLDER/samples.jsonl, so that it holds none itself: resident bytes, open files, and all that
+paring registers for the whole process.
 """
 
 from __future__ import annotations
@@ -105,11 +106,12 @@ def main(folder: Path, steps: int, every: int) -> None:
     optimizer = create_optimizer(model, lr=1e-3)
     gc.collect()
     gc.freeze()
-    samples, died = [], 0
+    died = 0
     for _ in range(steps // every):
         died += cycle(model, optimizer, folder, every, batches)
-        samples.append(sample(model))
-    print(json.dumps({"samples": samples, "died": died, "steps": steps, "lasting": sum(paring.ranks(model, "lasting").values())}))
+        with (folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(sample(model)) + "\n")
+    print(json.dumps({"died": died, "lasting": sum(paring.ranks(model, "lasting").values())}))
 
 
 if __name__ == "__main__":

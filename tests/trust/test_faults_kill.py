@@ -24,12 +24,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this
 Conduct = Callable[[dict[str, dict[str, int]]], dict[str, Any]]
 
 
-def all_kills(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that kills in training, saving and exporting, and goes on each time."""
-    for kind in KINDS:
-        for column in ("nothing half-written at a final path", "resumes to the same bits"):
-            test = cell("faults", f"SIGKILL while {kind}", column)(test)
-    return test
+def all_kills(*kinds: str) -> list[pytest.MarkDecorator]:
+    """Marks of a test that kills in all of these, by default in training, saving and exporting, and goes on each time."""
+    columns = ("nothing half-written at a final path", "resumes to the same bits")
+    return [cell("faults", f"SIGKILL while {kind}", column) for kind in kinds or KINDS for column in columns]
 
 
 @pytest.fixture
@@ -62,9 +60,9 @@ def phases(found: dict[str, Any]) -> str:
     return ", ".join(f"{found['killed'][name]} {word}" for name, word in words.items() if name in found["killed"])
 
 
-@all_kills
-def test_some_kills(conduct: Conduct) -> None:
-    found = conduct({"python": {"every": 12, "trials": 1, "seed": 5}})["python"]
+@pytest.mark.parametrize("settings", [pytest.param({"every": 12, "trials": 1, "seed": 5}, id="python", marks=all_kills())])
+def test_some_kills(settings: dict[str, int], conduct: Conduct) -> None:
+    found = conduct({"python": settings})["python"]
     assert found["killed"]["SAVE"] >= 2
     assert found["killed"]["EXPORT"] >= 1
 
@@ -74,13 +72,23 @@ def test_some_kills(conduct: Conduct) -> None:
 @pytest.mark.parametrize(
     ("settings", "least"),
     [
-        ({"python": {"every": 1, "trials": 145, "seed": 0}}, {"SAVE": 50, "EXPORT": 30, "TRAIN": 15, "LOAD": 10}),
-        ({"train": {"trials": 80, "seed": 1}}, {"SAVE": 15, "EXPORT": 10, "TRAIN": 5, "LOAD": 3}),
-        ({"train": {"seed": 1}, "export": {"every": 1, "trials": 55, "seed": 2}}, {"EXPORT": 60}),
+        pytest.param(
+            {"python": {"every": 1, "trials": 145, "seed": 0}},
+            {"SAVE": 50, "EXPORT": 30, "TRAIN": 15, "LOAD": 10},
+            id="python",
+            marks=all_kills(),
+        ),
+        pytest.param(
+            {"train": {"trials": 80, "seed": 1}}, {"SAVE": 15, "EXPORT": 10, "TRAIN": 5, "LOAD": 3}, id="train", marks=all_kills()
+        ),
+        pytest.param(
+            {"train": {"seed": 1}, "export": {"every": 1, "trials": 55, "seed": 2}},
+            {"EXPORT": 60},
+            id="export",
+            marks=all_kills("exporting"),
+        ),
     ],
-    ids=["python", "train", "export"],
 )
-@all_kills
 def test_kills_at_any_moment(
     settings: dict[str, dict[str, int]], least: dict[str, int], conduct: Conduct, record_property: Callable[[str, object], None]
 ) -> None:

@@ -28,6 +28,8 @@ def conducted(folder: Path, steps: int, every: int) -> dict[str, Any]:
     done = subprocess.run([sys.executable, WORKER, folder, str(steps), str(every)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    found["samples"] = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(found["samples"]) == steps // every
     assert found["died"] > 0
     assert found["lasting"] > 0
     return found

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tests.trust.forks import End, Moment, Phase, Teller, forked
 from tests.trust.killed_jobs import CommandExport, CommandTrain, Job, Python, keep_all
 
-WEIGHTS = {Phase.START: 1, Phase.LOAD: 12, Phase.TRAIN: 5, Phase.SAVE: 10, Phase.EXPORT: 8}
+WEIGHTS = {Phase.START: 1, Phase.LOAD: 12, Phase.TRAIN: 5, Phase.SAVE: 16, Phase.EXPORT: 8}
 """How often a phase is aimed at."""
 
 LOADING = 0.15

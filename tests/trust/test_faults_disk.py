@@ -73,10 +73,7 @@ def test_an_export_by_the_command_line(disk: Mount, trained: Path, refused: Refu
 @full
 @whole
 @cell("faults", "full disk", "resumes to the same bits")
-@pytest.mark.parametrize(
-    "pages",
-    [14, pytest.param(2, marks=pytest.mark.slow), pytest.param(31, marks=pytest.mark.slow), 44, pytest.param(64, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("pages", [44, *(pytest.param(pages, marks=pytest.mark.slow) for pages in (2, 14, 31, 64))])
 def test_a_training_goes_on_when_there_is_space_again(
     pages: int,
     disk: Mount,

@@ -29,6 +29,7 @@ Property = Callable[[str, object], None]
 
 gone = cell("faults", "a file that vanishes", "one sentence, no work lost")
 RACES = 40
+RARE = ("scheduler.pt", "trainer_state.json", "rng_state.pth")
 WORKER = Path(__file__).with_name("race_worker.py")
 
 
@@ -106,7 +107,7 @@ def test_the_data_before_a_run_is_gone_on_with(flags: dict[str, object], trained
 
 
 @gone
-@pytest.mark.parametrize("name", [WEIGHTS, "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"])
+@pytest.mark.parametrize("name", [WEIGHTS, "optimizer.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in RARE)])
 def test_a_checkpoints_file_between_listing_and_reading(
     name: str, flags: dict[str, object], trained: Path, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:

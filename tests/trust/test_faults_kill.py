@@ -74,12 +74,12 @@ def test_some_kills(settings: dict[str, int], conduct: Conduct) -> None:
     [
         pytest.param(
             {"python": {"every": 1, "trials": 145, "seed": 0}},
-            {"SAVE": 50, "EXPORT": 30, "TRAIN": 15, "LOAD": 10},
+            {"SAVE": 50, "EXPORT": 30, "TRAIN": 10, "LOAD": 10},
             id="python",
             marks=all_kills(),
         ),
         pytest.param(
-            {"train": {"trials": 80, "seed": 1}}, {"SAVE": 15, "EXPORT": 10, "TRAIN": 5, "LOAD": 3}, id="train", marks=all_kills()
+            {"train": {"trials": 80, "seed": 1}}, {"SAVE": 10, "EXPORT": 10, "TRAIN": 5, "LOAD": 3}, id="train", marks=all_kills()
         ),
         pytest.param(
             {"train": {"seed": 1}, "export": {"every": 1, "trials": 55, "seed": 2}},

@@ -49,7 +49,7 @@ def sentence(error: BaseException) -> str:
             f"There is no space left on the disk{_where(error)}. Free some space or choose another output folder; nothing that "
             "existed before was changed, and a training run goes on from its last checkpoint with --resume_from_checkpoint last."
         )
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return f"No permission to read or write{_where(error)}. Check the owner of the folder, or choose another one."
     torch = sys.modules.get("torch")  # not imported for this: without it nothing can have run out of its memory
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):

@@ -19,6 +19,11 @@ from paring.exchange.layout import COMPANIONS, OWN_FILES, SIDE
 NAMED = OWN_FILES | frozenset(COMPANIONS)
 """The files of an adapter's folder that are read."""
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replacing(folder: Path, overwrite: bool, *, ask: str = "") -> Iterator[Path]:
@@ -38,27 +43,29 @@ def replacing(folder: Path, overwrite: bool, *, ask: str = "") -> Iterator[Path]
     """
     # A link's target is what gets replaced, not the link.
     folder = folder.resolve()
-    _restore(folder)
-    _check(folder, overwrite, ask)
     token = secrets.token_hex(4)
     fresh = folder.with_name(f".{folder.name}.{token}.new")
     old = folder.with_name(f".{folder.name}.{token}.old")
     try:
+        with _alone(folder.parent):
+            _restore(folder)
+            _check(folder, overwrite, ask)
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
         yield fresh
         _share(fresh)
         _sync(fresh)
-        if folder.exists():
-            # What happened in the meantime counts.
-            _check(folder, overwrite, ask)
-            folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except BaseException:
-            if old.exists():
-                old.rename(folder)
-            raise
+        with _alone(folder.parent):
+            if folder.exists():
+                # What happened in the meantime counts.
+                _check(folder, overwrite, ask)
+                folder.rename(old)
+            try:
+                fresh.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
         _sync(folder.parent)
     except OSError as error:
         if isinstance(error, OutputExistsError):
@@ -71,6 +78,21 @@ def replacing(folder: Path, overwrite: bool, *, ask: str = "") -> Iterator[Path]
         shutil.rmtree(fresh, ignore_errors=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Keep other processes from renaming in here, where the system can lock folders: else two exports to one place mix up their steps."""
+    descriptor = -1
+    if fcntl is not None:
+        with suppress(OSError):
+            descriptor = os.open(parent, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)  # which unlocks it
 
 
 def _restore(folder: Path) -> None:

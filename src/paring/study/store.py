@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paring.core.errors import DataError
+from paring.core.errors import DataError, ExportError
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome
 
@@ -41,12 +41,16 @@ class Store:
 
     Raises:
         DataError: it is no such database, or a newer release wrote it.
+        ExportError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=60.0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=60.0)
+        except (OSError, sqlite3.OperationalError) as error:
+            raise self._unwritten(error) from error
         try:
             # Readers go on while a run is written.
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -57,6 +61,9 @@ class Store:
             with self._connection:
                 self._connection.executescript(_TABLES)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        except sqlite3.OperationalError as error:
+            self._connection.close()
+            raise self._unwritten(error) from error
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise DataError(f"{str(path)!r} is no database of a study ({error}); move it away, or choose another folder.") from error
@@ -70,7 +77,11 @@ class Store:
         return None if row is None else Outcome.decode(row[0])
 
     def put(self, job: Job, outcome: Outcome) -> None:
-        """Keep what came of a run, in place of what came of it before."""
+        """Keep what came of a run, in place of what came of it before.
+
+        Raises:
+            ExportError: the disk is full, or cannot be written; what is kept already stays.
+        """
         row = {
             "key": job.key,
             "contestant": job.contestant,
@@ -93,7 +104,7 @@ class Store:
         }
         names = ", ".join(row)
         values = ", ".join(f":{name}" for name in row)
-        with self._connection:
+        with self._change():
             self._connection.execute(f"INSERT OR REPLACE INTO runs ({names}) VALUES ({values})", row)
 
     def estimate(self, key: str) -> Estimate | None:
@@ -102,10 +113,29 @@ class Store:
         return None if row is None else Estimate(**json.loads(row[0]))
 
     def put_estimate(self, key: str, estimate: Estimate) -> None:
-        """Keep how long a run takes."""
-        with self._connection:
+        """Keep how long a run takes.
+
+        Raises:
+            ExportError: as for a run.
+        """
+        with self._change():
             text = json.dumps(vars(estimate), sort_keys=True)
             self._connection.execute("INSERT OR REPLACE INTO estimates (key, estimate) VALUES (?, ?)", (key, text))
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """A transaction: all of it or nothing."""
+        try:
+            with self._connection:
+                yield
+        except sqlite3.OperationalError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> ExportError:
+        return ExportError(
+            f"{str(self.path)!r} could not be written ({error}); all runs that it holds are kept. Free some space or see to the folder's "
+            "rights, and give the same command again."
+        )
 
     def close(self) -> None:
         """Let go of the file."""

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer
 
 from paring.train.callback import ParingCallback
 from paring.train.groups import separate
 from paring.train.guards import recast, refuse_wrappers
+from paring.train.saving import AtomicCheckpoints
 
 
-class ParingTrainerMixin(Trainer):
+class ParingTrainerMixin(AtomicCheckpoints):
     """Put it before any trainer that descends from ``transformers.Trainer``.
 
     >>> from trl import SFTTrainer                                       # doctest: +SKIP
@@ -21,7 +21,7 @@ class ParingTrainerMixin(Trainer):
 
     The optimizer is the one that the training arguments ask for (8-bit, layer-wise, fused ... included), built by the trainer itself; the
     gates are then moved into a group with the rate and decay of their method, before a scheduler sees it. An optimizer that the
-    caller passes is left as it is. :class:`~paring.train.callback.ParingCallback` is added.
+    caller passes is left as it is. :class:`~paring.train.callback.ParingCallback` is added. Checkpoints appear whole or not at all.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from paring.cli.console import INTERRUPTED, say
 from paring.cli.run.interrupt import Interruption
 from paring.cli.run.progress import Bar
 from paring.core.errors import ParingError, SettingError
+from paring.train.checkpoints import complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,9 @@ class Begun(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The checkpoint has been read; refuse one with no step to follow, whose metrics would be passed off as this run's."""
+        if self.resume is not None and not complete(self.resume):
+            # Trainer does without what it does not find, and would go on with a new optimizer or from the first learning rate.
+            raise SettingError(f"{str(self.resume)!r} has lost files while it was read; use another checkpoint-* folder, or start anew.")
         self.begun = True
         if self.resume is not None and not self.over_is_fine and state.global_step >= state.max_steps:
             asked = f"--max_steps {args.max_steps}" if args.max_steps > 0 else f"--num_train_epochs {args.num_train_epochs:g}"

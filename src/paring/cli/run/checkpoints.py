@@ -8,15 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from paring.cli.data.task import Kind, Task
 from paring.cli.run.base import place_of
 from paring.cli.run.options import ModelOptions
 from paring.core.errors import AdapterError, DataError, SettingError, near
 from paring.core.reading import json_object
 from paring.exchange import settings
-from paring.exchange.folder import replace_file
 from paring.exchange.layout import CONFIG
 from paring.method import Method
 from paring.train.checkpoints import complete, last_checkpoint
@@ -124,23 +121,16 @@ def check_targets(checkpoint: Path, targets: Any) -> None:
         )
 
 
-class TaskFile(TrainerCallback):
-    """Puts the task, with its labels, beside every checkpoint, so that a checkpoint can be exported by itself.
+def task_file(task: Task, base: Mapping[str, Any], whole: Whole | None = None) -> dict[str, bytes]:
+    """What stands beside every checkpoint, so that it can be exported by itself: the task, with its labels.
 
     Args:
         task: what the run learns.
         base: where the model came from, as the model options have it.
         whole: how its own weights are trained, where there is no adapter.
     """
-
-    def __init__(self, task: Task, base: Mapping[str, Any], whole: Whole | None = None) -> None:
-        trained = {} if whole is None else {"whole": whole.encode()}
-        self.text = json.dumps({"task": asdict(task), "base": dict(base), **trained}, indent=2) + "\n"
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The checkpoint is on disk."""
-        if state.is_world_process_zero:
-            replace_file(Path(args.output_dir or ".") / f"checkpoint-{state.global_step}" / TASK, self.text.encode())
+    trained = {} if whole is None else {"whole": whole.encode()}
+    return {TASK: (json.dumps({"task": asdict(task), "base": dict(base), **trained}, indent=2) + "\n").encode()}
 
 
 def read_task(checkpoint: Path) -> tuple[Task, dict[str, Any]]:

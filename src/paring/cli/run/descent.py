@@ -14,7 +14,7 @@ from paring.cli.console import first, say
 from paring.cli.run.arguments import logged_every
 from paring.cli.run.attempt import Stopped, attempt, stopped_at
 from paring.cli.run.budgets import tolerated
-from paring.cli.run.checkpoints import TaskFile
+from paring.cli.run.checkpoints import task_file
 from paring.cli.run.checks import check_options
 from paring.cli.run.finish import Finished, digests, export_adapter, final_metrics, finish, recorded, saves_adapter
 from paring.cli.run.options import TrainOptions
@@ -91,8 +91,8 @@ class _Descent:
         if index:
             options = replace(options, training=shortened(options, index))
         task = self.prepared.task
-        callbacks = [self.recorder, self.bar, TaskFile(task, asdict(options.model))]
-        return make_trainer(options, task, self.prepared.base, self.prepared.model, self.rows, callbacks)
+        beside = task_file(task, asdict(options.model))
+        return make_trainer(options, task, self.prepared.base, self.prepared.model, self.rows, [self.recorder, self.bar], beside)
 
     def train(self, index: int, goal: float) -> Sequence[Point]:
         """Train one stage, from its last checkpoint if it has one."""

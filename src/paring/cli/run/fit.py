@@ -8,7 +8,7 @@ from pathlib import Path
 
 from paring.cli.console import say
 from paring.cli.run.attempt import Stopped, attempt, stopped_at
-from paring.cli.run.checkpoints import TaskFile, resume_point
+from paring.cli.run.checkpoints import resume_point, task_file
 from paring.cli.run.checks import check_options
 from paring.cli.run.finish import Finished, digests, exported_step, final_metrics, recorded
 from paring.cli.run.options import TrainOptions
@@ -50,8 +50,8 @@ def _fit(subject: Subject, command: str) -> Finished | Stopped:
     task, base, model, rows = prepared.task, prepared.base, prepared.model, prepared.rows
     recorder = Recorder()
     bar = Bar(prepared.ranks)
-    callbacks = [recorder, bar, TaskFile(task, asdict(options.model), subject.whole), *subject.callbacks()]
-    trainer = make_trainer(options, task, base, model, rows, callbacks)
+    beside = task_file(task, asdict(options.model), subject.whole)
+    trainer = make_trainer(options, task, base, model, rows, [recorder, bar, *subject.callbacks()], beside)
     subject.begin(trainer, prepared, resumes=resume is not None)
     earlier: Path | None = None
     if options.output.overwrite and resume is None and folder.is_dir() and trainer.is_world_process_zero():

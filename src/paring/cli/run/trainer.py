@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from paring.cli.run.base import Base
 from paring.cli.run.options import TrainOptions
 from paring.core.errors import DataError
 from paring.train import ParingTrainer, ParingTrainerMixin
+from paring.train.saving import AtomicCheckpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,18 @@ def make_trainer(
     model: PeftModel | PreTrainedModel,
     rows: Rows,
     callbacks: Sequence[TrainerCallback],
+    beside: Mapping[str, bytes] | None = None,
 ) -> Trainer:
     """A trainer that is ready to run, with paring's own parameter groups where there is an adapter.
+
+    Args:
+        options: all options of the run.
+        task: what is learnt.
+        base: the model's tokenizer and how it was loaded.
+        model: what is trained.
+        rows: the data.
+        callbacks: what follows the training.
+        beside: further files of every checkpoint, by name.
 
     Raises:
         DataError: rows that the task cannot use.
@@ -57,6 +68,7 @@ def make_trainer(
         callbacks = [*callbacks, EarlyStoppingCallback(early_stopping_patience=patience)]
     make = _language if task.kind == "causal-lm" else _head
     trainer = make(options, task, base, model, rows, limit, list(callbacks))
+    trainer.beside = dict(beside or {})
     for kind in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(kind)
     return trainer
@@ -70,13 +82,13 @@ def _head(
     rows: Rows,
     limit: int,
     callbacks: list[TrainerCallback],
-) -> Trainer:
+) -> AtomicCheckpoints:
     def scored(outputs: EvalPrediction) -> dict[str, float]:
         predictions = outputs.predictions[0] if isinstance(outputs.predictions, tuple) else outputs.predictions
         assert not isinstance(outputs.label_ids, tuple)
         return score(task.kind, predictions, outputs.label_ids)
 
-    kind = ParingTrainer if adapters(model) else Trainer
+    kind = ParingTrainer if adapters(model) else AtomicCheckpoints
     trainer = kind(
         model=model,
         args=arguments(options, task, TrainingArguments, rows=len(rows.train), evaluates=rows.held_out is not None, max_length=limit),
@@ -101,7 +113,7 @@ def _language(
     rows: Rows,
     limit: int,
     callbacks: list[TrainerCallback],
-) -> Trainer:
+) -> AtomicCheckpoints:
     # Only here: TRL is an extra, and slow to import.
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -109,12 +121,15 @@ def _language(
     class ParingSFTTrainer(ParingTrainerMixin, SFTTrainer):  # type: ignore[misc, unused-ignore]
         """SFTTrainer with the gates in a parameter group of their own."""
 
+    class PlainSFTTrainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc, unused-ignore]
+        """SFTTrainer for a model's own weights."""
+
     settings = arguments(options, task, SFTConfig, rows=len(rows.train), evaluates=rows.held_out is not None, max_length=limit)
     prepared: dict[str, Any] = {
         "train_dataset": for_language(rows.train, task, base.tokenizer, "training"),
         "eval_dataset": for_language(rows.held_out, task, base.tokenizer, rows.origin) if rows.held_out is not None else None,
     }
-    kind = ParingSFTTrainer if adapters(model) else SFTTrainer
+    kind = ParingSFTTrainer if adapters(model) else PlainSFTTrainer
     trainer = kind(model=model, args=settings, processing_class=base.tokenizer, callbacks=callbacks, **prepared)
     if isinstance(trainer.train_dataset, Dataset) and len(trainer.train_dataset) == 0:
         raise DataError(f"Every row is longer than max_length={limit} tokens before its answer begins; raise --max_length.")

@@ -1,0 +1,7 @@
+"""Fixtures of other folders that the trust matrix's tests use too."""
+
+from tests.cli.conftest import bert, llama, moods, offline, run, trained
+from tests.cli.test_bad_input import refused
+from tests.trust.disks import disk
+
+__all__ = ["bert", "disk", "llama", "moods", "offline", "refused", "run", "trained"]

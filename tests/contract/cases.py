@@ -30,6 +30,8 @@ from paring.parts.shape import Shape
 from tests.contract.models import KINDS, Kind, save
 
 SEED = 7
+PLAIN = "twin"
+EVERYWHERE = ("lora", "sora", "spectral")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,6 +43,18 @@ class Case:
 
     def __repr__(self) -> str:
         return f"{self.method_name}-{self.kind.name}"
+
+    @property
+    def quick(self) -> bool:
+        """Whether the case is among those that every change must pass; the others take their turn in ``make test-slow``.
+
+        The methods that others are built of run on every kind of model. Each of the rest runs on the plain module and on one kind of
+        transformer, so that every kind has its share of them.
+        """
+        if self.method_name in EVERYWHERE or self.kind.name == PLAIN:
+            return True
+        kinds = [name for name in KINDS if name != PLAIN]
+        return self.kind.name == kinds[zlib.crc32(self.method_name.encode()) % len(kinds)]
 
     @property
     def method(self) -> Method:
@@ -144,7 +158,7 @@ GROUPS: Mapping[str, tuple[Case, ...]] = MappingProxyType(
         # What calls one module several times in a forward.
         "shared": _those(lambda kind: kind.name == "albert"),
         # What belongs to a method alone is shown on the smallest model.
-        "plain": _those(lambda kind: kind.name == "twin"),
+        "plain": _those(lambda kind: kind.name == PLAIN),
     }
 )
 """The names that a test may ask for, each with the cases that it is then run for."""

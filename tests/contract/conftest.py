@@ -23,6 +23,8 @@ def _parameter(test: str, case: Case) -> Any:
     marks = []
     if case.kind.missing:
         marks.append(pytest.mark.skip(reason=case.kind.missing))
+    if not case.quick:
+        marks.append(pytest.mark.slow)
     reason = reason_for(test, case)
     if reason is not None:
         # Strict: an exemption that is not needed fails.

@@ -114,3 +114,13 @@ def test_merged_computes_the_same(name: str) -> None:
     assert type(plain) is type(base(name))
     assert plain.state_dict().keys() == base(name).state_dict().keys()
     assert_close(output(name, plain), before)
+
+
+@cell("models", "RoBERTa", "merge")
+def test_a_head_of_several_layers_that_is_switched_off_is_the_base_s_again() -> None:
+    model = adapted("RoBERTa")
+    roughen(model, torch.Generator().manual_seed(1))
+    with model.disable_adapter():
+        plain = model.unload()
+    before = base("RoBERTa").state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())

@@ -93,9 +93,11 @@ class ParingModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a module in another one's place, and nothing else: slots are on their base's device already.
 
-        PEFT's own also hands over a weight and a bias, which a head of several layers (RoBERTa's) does not have.
+        PEFT's own also hands over a weight and a bias, which a head of several layers (RoBERTa's) does not have. A head that was trained
+        in full and is switched off leaves the one that it was trained beside.
         """
-        setattr(parent, child_name, new_module)
+        off = isinstance(child, AuxiliaryTrainingWrapper) and child.disable_adapters
+        setattr(parent, child_name, child.original_module if off else new_module)
 
     def _check_merge_allowed(self) -> None:
         """Refuse to merge into a weight that another module shares: that module would change with it."""

@@ -23,6 +23,9 @@ from tests.exchange.helpers import adapter, contents
 from tests.trust.disks import PAGE, Disk
 from tests.trust.grids import cell
 
+# Together they take minutes.
+pytestmark = pytest.mark.slow
+
 Mount = Callable[[int], Disk]
 
 full = cell("faults", "full disk", "one sentence, no work lost")

@@ -25,6 +25,9 @@ from tests.cli.test_bad_input import Refused, Run
 from tests.exchange.helpers import contents
 from tests.trust.grids import cell
 
+# Together they take minutes.
+pytestmark = pytest.mark.slow
+
 Property = Callable[[str, object], None]
 
 gone = cell("faults", "a file that vanishes", "one sentence, no work lost")

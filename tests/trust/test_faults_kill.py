@@ -19,7 +19,8 @@ from tests.trust.grids import cell
 WORKER = Path(__file__).with_name("kill_worker.py")
 KINDS = ("training", "saving a checkpoint", "exporting")
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+# Together they take minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")]
 
 Conduct = Callable[[dict[str, dict[str, int]]], dict[str, Any]]
 

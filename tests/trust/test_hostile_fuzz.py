@@ -24,6 +24,9 @@ from paring.method import decode
 from tests.trust.grids import cell
 from tests.trust.hostile_topics import CONFIG, MODULES, sound_methods
 
+# Together they take minutes.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 0
 ROWS: Mapping[str, tuple[str, ...]] = {

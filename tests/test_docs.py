@@ -360,7 +360,8 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect", "study"):
         main([*command.split(), "--help"])
         helped += capsys.readouterr().out
-    assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config"}
+    # The last two are accelerate's.
+    assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config", "--multi_gpu", "--use_fsdp"}
 
 
 def test_figures_are_those_of_the_code() -> None:

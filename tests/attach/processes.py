@@ -7,6 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """Of a process that runs a worker script: one thread, and `tests` is this repository's, whatever else has that name."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
 
 def run_all(worker: Path, place: Path, size: int = 2, *words: str) -> None:
     """Start all of them, wait, and show the end of what each said if one of them failed.
@@ -17,7 +25,7 @@ def run_all(worker: Path, place: Path, size: int = 2, *words: str) -> None:
         size: how many processes.
         words: further arguments of the script.
     """
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    variables = environment()
     started = [
         subprocess.Popen(
             [sys.executable, worker, str(rank), str(size), str(place), *words], stderr=subprocess.PIPE, text=True, env=variables

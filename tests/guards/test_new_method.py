@@ -88,7 +88,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_collects_as_many_contract_tests_as_sora(tree: Path) -> None:
     listed = run(["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/contract"], tree, tree / "src")
-    count = Counter(found.group(1) for found in re.finditer(r"\b(sora|quartered)\b", listed))
+    # The new method has no dropout, which one test is about.
+    lines = "\n".join(line for line in listed.splitlines() if "/test_dropout.py" not in line)
+    count = Counter(found.group(1) for found in re.finditer(r"\b(sora|quartered)\b", lines))
     assert count["sora"] > 100
     assert count["quartered"] == count["sora"]
 

@@ -20,6 +20,7 @@ from paring.exchange import settings
 from paring.exchange.folder import digest
 from paring.exchange.layout import CONFIG, SIDE, WEIGHTS
 from paring.exchange.provenance import Provenance
+from tests.attach.processes import environment
 from tests.cli.conftest import TRAIN, plain_report  # noqa: F401 - a fixture that is used by itself
 from tests.cli.test_bad_input import Refused, Run
 from tests.exchange.helpers import contents
@@ -147,7 +148,9 @@ def test_data_and_model_while_a_run_trains(
 @cell("faults", "two exports to one place", "one sentence, no work lost")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_two_exports_to_one_place(tmp_path: Path, record_property: Property) -> None:
-    done = subprocess.run([sys.executable, WORKER, tmp_path, str(RACES), "0"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, WORKER, tmp_path, str(RACES), "0"], capture_output=True, text=True, env=environment(), check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert found["wrong"] == [], done.stderr[-2000:]

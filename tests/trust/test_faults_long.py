@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.attach.processes import environment
 from tests.trust.grids import cell
 
 WORKER = Path(__file__).with_name("long_worker.py")
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="m
 
 def conducted(folder: Path, steps: int, every: int) -> dict[str, Any]:
     """What the worker has seen."""
-    done = subprocess.run([sys.executable, WORKER, folder, str(steps), str(every)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, WORKER, folder, str(steps), str(every)], capture_output=True, text=True, env=environment(), check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     found["samples"] = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -39,7 +39,7 @@ def conduct(bert: Path, moods: Path, tmp_path: Path) -> Conduct:
     def run(settings: dict[str, dict[str, int]]) -> dict[str, Any]:
         for source in (bert, moods):
             shutil.copytree(source, tmp_path / source.name.rstrip("0123456789"))
-        variables = {**environment(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+        variables = {**environment(), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(
             [sys.executable, WORKER, tmp_path, json.dumps(settings)], capture_output=True, text=True, env=variables, check=False
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from paring.cli.plain import PlainLoader, where, why
 from paring.core.errors import AdapterError, SettingError
 from paring.exchange import settings
 from paring.method import decode
+from tests.attach.processes import environment
 from tests.trust.grids import cell
 from tests.trust.hostile_topics import CONFIG, MODULES, sound_methods
 
@@ -78,10 +78,8 @@ Came = Mapping[str, Mapping[str, Any]]
 def fuzzed(counts: Mapping[str, int], seed: int) -> Came:
     """What came of so many cases of each topic, in a process with limits of its own."""
     words = [f"{topic}={count}" for topic, count in counts.items()]
-    paths = os.pathsep.join((str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.trust.hostile_worker", str(seed), *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     found = {one["topic"]: one for one in map(json.loads, done.stdout.splitlines())}
     # A parser that crashes takes the process with it.
     assert done.returncode == 0, f"died after {list(found)}: {done.stderr[-2000:]}"

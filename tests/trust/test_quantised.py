@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,19 +22,10 @@ from tests.trust import loops, packed, proof, runs
 from tests.trust.grids import cell
 from tests.trust.loops import Plan, Run, checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("frozen")]
 STEPS = 4
 Load = Callable[[], nn.Module]
 Record = Callable[[str, object], None]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    # Every Trainer collects garbage before it starts; what was imported is not garbage, and looking at it takes most of a test's time.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def kinds(column: str, *, refused: bool = False) -> pytest.MarkDecorator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,18 +19,9 @@ from tests.trust.grids import cell
 from tests.trust.loops import Plan, Run, accelerated, checkpoint
 from tests.trust.runs import WAYS, Way, transformers
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("frozen")]
 STEPS = 4
 SAVED = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    # Every Trainer collects garbage before it starts; what was imported is not garbage, and looking at it takes most of a test's time.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def ways(column: str, quick: tuple[str, ...] = ()) -> pytest.MarkDecorator:

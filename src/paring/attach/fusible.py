@@ -37,7 +37,7 @@ def tensors(base: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def _hooked_everywhere() -> bool:
-    """Whether there is a hook on every module; torch says so itself from 2.7 on, under a private name."""
+    """Whether there is a hook on every module; torch 2.6, which paring supports, has no function that says so."""
     return bool(
         hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks
     )

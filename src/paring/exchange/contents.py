@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from paring.exchange import settings
 from paring.exchange.heads import owner
-from paring.exchange.layout import PREFIX, factor_key, magnitude_key, split_key, split_layer
+from paring.exchange.layout import PREFIX, factor_key, magnitude_keys, split_key, split_layer
 
 Level = Literal["ok", "warning", "error"]
 
@@ -60,7 +60,7 @@ class Contents:
         """Those of :attr:`extra` that PEFT does not read either."""
         if not settings.use_dora(self.config):
             return self.extra
-        known = {f"{magnitude_key(module)}{end}" for module in self.ranks for end in ("", ".weight")}
+        known = {key for module in self.ranks for key in magnitude_keys(module)}
         return tuple(key for key in self.extra if key not in known)
 
     @cached_property

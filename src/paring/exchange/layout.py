@@ -57,6 +57,11 @@ def magnitude_key(module: str) -> str:
     return f"{PREFIX}{module}.{MAGNITUDE}"
 
 
+def magnitude_keys(module: str) -> tuple[str, str]:
+    """The keys that those lengths may have: releases of PEFT differ."""
+    return magnitude_key(module), f"{magnitude_key(module)}.weight"
+
+
 def split_key(key: str) -> tuple[str, str] | None:
     """The module path and ``"A"`` or ``"B"`` of a factor's key; ``None`` if the key is of something else.
 

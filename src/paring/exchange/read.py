@@ -19,7 +19,7 @@ from paring.exchange import settings, sparse
 from paring.exchange.expressions import Clock
 from paring.exchange.folder import check_links
 from paring.exchange.heads import owner
-from paring.exchange.layout import CONFIG, MAGNITUDE, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, magnitude_key, split_key
+from paring.exchange.layout import CONFIG, MAGNITUDE, PICKLE, PREFIX, SIDE, WEIGHTS, factor_key, magnitude_key, magnitude_keys, split_key
 from paring.exchange.provenance import Provenance
 from paring.exchange.tensors import FLOATS, Reader, opened
 
@@ -86,7 +86,7 @@ def read(source: str | Path, *, revision: str | None = None) -> Adapter:
 
 
 def _magnitude(file: Reader, module: str) -> Tensor:
-    for key in (magnitude_key(module), f"{magnitude_key(module)}.weight"):  # releases of PEFT differ
+    for key in magnitude_keys(module):
         if key in file.shapes:
             return file.tensor(key)
     raise AdapterError(f"use_dora is set, but {WEIGHTS} has no {magnitude_key(module)!r}; the file is incomplete.")

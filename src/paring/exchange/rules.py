@@ -13,7 +13,7 @@ from paring.core.heads import IMPLIED
 from paring.exchange import settings
 from paring.exchange.contents import Applied, Complaint, Contents, Verdict
 from paring.exchange.expressions import Clock
-from paring.exchange.layout import magnitude_key
+from paring.exchange.layout import magnitude_keys
 
 UNIFORM = "Read the adapter and write it again with layout='uniform', whose rank and scale are the same for all modules."
 AGAIN = "The folder is not what was trained, or was changed since; export the trained model again."
@@ -76,9 +76,7 @@ def _by_configuration(contents: Contents, complaints: list[Complaint]) -> Verdic
         rank, expected = contents.ranks[torn[0]], scales.rank_of(torn[0])
         complaints.append(_refusal(f"{torn[0]!r} has rank {rank} in the file and {expected} in the configuration{_more(torn)}. {AGAIN}"))
     if settings.use_dora(config):
-        without = [
-            module for module in contents.ranks if not contents.shapes.keys() & {magnitude_key(module), f"{magnitude_key(module)}.weight"}
-        ]
+        without = [module for module in contents.ranks if contents.shapes.keys().isdisjoint(magnitude_keys(module))]
         if without:
             message = (
                 f"use_dora is set, and {without[0]!r}{_more(without)} has no magnitudes in the file: it takes those of the adapted "

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import paring
@@ -27,8 +26,9 @@ from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer
+from tests.attach.lesson import MODULES, ROWS, STEPS, Net, loss, rows
 
-STEPS, ROWS, WIDTH = 12, 32, 6
+WIDTH = 6
 METHODS: dict[str, Method] = {
     "LoRA": LoRA(rank=4),
     "SoRA": SoRA(rank=4, penalty=0.9, gate_rate=0.1, fade=None),
@@ -48,24 +48,10 @@ EMPTY = {"SoRA", "S2-LoRA", "spectral", "spectral by loss"}
 """Those that end with an empty module."""
 
 
-class Net(nn.Module):
-    """Three adapted linear modules and a trained head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
-        self.head = nn.Linear(WIDTH, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """All of them."""
-        y: Tensor = self.head(self.three(torch.tanh(self.two(torch.tanh(self.one(x))))))
-        return y
-
-
 def build(method: Method) -> nn.Module:
     """The same model in every process; SoRA's second module is empty from the start."""
     torch.manual_seed(0)
-    model = paring.adapt(Net(), method, target_modules=["one", "two", "three"], modules_to_save=["head"], seed=0)
+    model = paring.adapt(Net(WIDTH), method, target_modules=list(MODULES), modules_to_save=["head"], seed=0)
     second = slots(model)["two"]
     if isinstance(second, Gated):
         with torch.no_grad():
@@ -73,29 +59,17 @@ def build(method: Method) -> nn.Module:
     return model
 
 
-def rows() -> Iterator[Tensor]:
-    """The same batches in every process."""
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
-        yield torch.randn(ROWS, WIDTH, generator=generator)
-
-
-def loss(model: nn.Module, x: Tensor) -> Tensor:
-    """Something to learn."""
-    return (model(x) - x[:, :2].flip(1)).square().mean()
-
-
 def begin(model: nn.Module, share: slice) -> None:
     """Give a start that needs a gradient that of a share of the rows; the processes put theirs together."""
     if any(slot.wants_calibration for slot in slots(model).values()):
-        paring.calibrate(model, [x[share] for x in rows()], loss=loss)
+        paring.calibrate(model, [x[share] for x in rows(WIDTH)], loss=loss)
 
 
 def train(model: nn.Module, share: slice) -> None:
     """A few steps on a share of the rows."""
     optimizer = create_optimizer(model, torch.optim.SGD, lr=0.1, momentum=0.9)
     model.train()
-    for x in rows():
+    for x in rows(WIDTH):
         loss(model, x[share]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -30,7 +30,8 @@ from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
 from paring.parts.parameterise.gated import Gated
 from paring.train import create_optimizer, plan
-from tests.trust.methods_worker import ROWS, STEPS, Net, loss, rows, same
+from tests.attach.lesson import MODULES, ROWS, STEPS, Net, loss, rows
+from tests.trust.methods_worker import WIDTH, same
 
 Layout = Literal["one process", "DDP", "FSDP2"]
 HALF = STEPS // 2
@@ -63,7 +64,7 @@ class Run:
     def train(self, start: int, stop: int) -> None:
         """Take the steps from ``start`` to before ``stop``."""
         self.trains.train()
-        for x in list(rows())[start:stop]:
+        for x in list(rows(WIDTH))[start:stop]:
             loss(self.trains, x[self.share]).backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -84,7 +85,7 @@ class Run:
 def begun(method: Method, layout: Layout) -> Run:
     """A training before its first step."""
     torch.manual_seed(0)
-    model = paring.adapt(Net(), method, target_modules=["one", "two", "three"], modules_to_save=["head"], seed=0)
+    model = paring.adapt(Net(WIDTH), method, target_modules=list(MODULES), modules_to_save=["head"], seed=0)
     share = slice(None)
     trains: nn.Module = model
     if layout != "one process":

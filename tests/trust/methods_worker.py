@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,42 +18,16 @@ from paring.core.adapter import Adapter
 from paring.core.errors import ParingError
 from paring.methods.lora_ga import LoRAGA
 from paring.train import create_optimizer, plan
+from tests.attach.lesson import MODULES, ROWS, STEPS, Net, loss, rows
 from tests.contract.cases import example
 
-STEPS, ROWS, WIDTH = 12, 32, 12
-MODULES = ("one", "two", "three")
+WIDTH = 12
 
 REFUSED = dict.fromkeys(("adalora", "dylora", "gs_lora", "spectral"), "cannot be cut, weighed or held together yet")
 """Methods that need whole factors at each step, and what they are refused with."""
 
 REFUSED_BY_MODULE = {**REFUSED, "s2_lora": "sharded module by module"}
 """The same where each module is put together for its own time."""
-
-
-class Net(nn.Module):
-    """Three adapted linear modules and a trained head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.three = (nn.Linear(WIDTH, WIDTH) for _ in MODULES)
-        self.head = nn.Linear(WIDTH, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """All of them."""
-        y: Tensor = self.head(self.three(torch.tanh(self.two(torch.tanh(self.one(x))))))
-        return y
-
-
-def rows() -> Iterator[Tensor]:
-    """The same batches in every process."""
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(STEPS):
-        yield torch.randn(ROWS, WIDTH, generator=generator)
-
-
-def loss(model: nn.Module, x: Tensor) -> Tensor:
-    """Something to learn."""
-    return (model(x) - x[:, :2].flip(1)).square().mean()
 
 
 def made(name: str) -> methods.Method:
@@ -71,9 +44,9 @@ def trained(name: str, share: slice, units: tuple[str, ...] | None) -> nn.Module
         units: modules that are sharded by themselves, before all the rest is; ``None`` shards nothing.
     """
     torch.manual_seed(0)
-    model = paring.adapt(Net(), made(name), target_modules=list(MODULES), modules_to_save=["head"], seed=0)
+    model = paring.adapt(Net(WIDTH), made(name), target_modules=list(MODULES), modules_to_save=["head"], seed=0)
     if any(slot.wants_calibration for slot in slots(model).values()):
-        paring.calibrate(model, [x[share] for x in rows()], loss=loss)
+        paring.calibrate(model, [x[share] for x in rows(WIDTH)], loss=loss)
     if units is not None:
         for unit in units:
             fully_shard(model.get_submodule(f"base_model.model.{unit}"))
@@ -81,7 +54,7 @@ def trained(name: str, share: slice, units: tuple[str, ...] | None) -> nn.Module
     plan(model, steps=STEPS)
     optimizer = create_optimizer(model, torch.optim.AdamW, lr=0.01)
     model.train()
-    for x in rows():
+    for x in rows(WIDTH):
         loss(model, x[share]).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -282,6 +282,7 @@ def test_the_side_file_must_fit(folder: Path) -> None:
     for wrong in (
         {"modules": {**side["modules"], "gone": {"live_rank": 3, "in_features": 8, "out_features": 6}}},
         {"modules": {**side["modules"], "gone": {"live_rank": 0, "in_features": 10**30, "out_features": 6}}},
+        {"modules": {**side["modules"], "gone": {"live_rank": 0, "in_features": True, "out_features": 6}}},
         {"modules": []},
         {"method": "sora"},
     ):

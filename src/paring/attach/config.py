@@ -13,6 +13,7 @@ from typing import Any, Self
 from peft import PeftConfig, TaskType
 
 from paring.attach.peft_type import PARING
+from paring.core.coding import is_whole
 from paring.core.errors import SettingError, near
 from paring.core.reading import json_object
 from paring.method import Method, decode
@@ -174,5 +175,5 @@ def _check_kind(name: str, value: object, kind: type) -> None:
 
 
 def _check_seed(seed: object) -> None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
+    if seed is not None and not is_whole(seed, 0):
         raise SettingError(f"seed={seed!r}: give a whole number of at least 0, or None to draw one.")

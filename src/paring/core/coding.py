@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeGuard, TypeVar
 
 from paring.core.errors import SettingError, near
 
@@ -67,7 +67,7 @@ class Coded:
         if member is None:
             raise SettingError(f"Unknown {cls.__name__.lower()} name {name!r}.{near(str(name), cls.members)}")
         version = rest.pop("version", 1)
-        if not isinstance(version, int) or version > member.version:
+        if not is_whole(version, 0, member.version):
             raise SettingError(
                 f"{name!r} was written as version {version!r}, but this release of paring reads up to version "
                 f"{member.version}. Upgrade paring to load it."
@@ -116,13 +116,18 @@ def member(name: str, value: object, family: type[Coded]) -> None:
         raise SettingError(f"{name}={value!r}: give an instance of {family.__name__}, one of {', '.join(sorted(family.members))}.")
 
 
+def is_whole(value: object, low: int, high: float = float("inf")) -> TypeGuard[int]:
+    """Whether a value is a whole number from ``low`` to ``high``; true and false, which Python counts among them, are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
 def positive_int(name: str, value: object) -> None:
     """Refuse anything but a whole number >= 1.
 
     Raises:
         SettingError: with what was given.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value, 1):
         raise SettingError(f"{name}={value!r}: give a whole number of at least 1.")
 
 
@@ -132,7 +137,7 @@ def natural(name: str, value: object) -> None:
     Raises:
         SettingError: with what was given.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_whole(value, 0):
         raise SettingError(f"{name}={value!r}: give a whole number of at least 0.")
 
 

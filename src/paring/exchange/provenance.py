@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from paring.core.coding import is_whole
 from paring.core.errors import AdapterError
 from paring.core.factors import Factors
 from paring.exchange import settings
@@ -18,7 +19,7 @@ from paring.exchange.folder import digest
 from paring.exchange.layout import SIDE, WEIGHTS
 from paring.exchange.tensors import LONGEST
 
-_WIDEST = 2**31
+_WIDEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Provenance:
                     f"{SIDE} lists module {path!r} with rank {rank!r}, but {WEIGHTS} lacks it; the files are of two adapters."
                 )
             width, height = module.get("in_features"), module.get("out_features")
-            if not isinstance(width, int) or not isinstance(height, int) or not 0 < width < _WIDEST or not 0 < height < _WIDEST:
+            if not is_whole(width, 1, _WIDEST) or not is_whole(height, 1, _WIDEST):
                 raise AdapterError(f"{SIDE} gives module {path!r} the shape {height!r} x {width!r}; remove it to read without provenance.")
             result[path] = Factors(a=torch.zeros(0, width), b=torch.zeros(height, 0))
         return result

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paring.core.coding import is_whole
 from paring.core.errors import AdapterError
 from paring.core.reading import json_object
 from paring.exchange.expressions import Clock, Keys
@@ -177,8 +178,8 @@ def selection(config: Mapping[str, Any], clock: Clock | None = None) -> Selectio
     if not targets:
         raise AdapterError(f"{CONFIG} has no target_modules, so it does not say what is adapted.")
     layers = config.get("layers_to_transform")
-    layers = [] if layers is None else [layers] if isinstance(layers, int) else layers
-    if not isinstance(layers, list) or not all(isinstance(layer, int) for layer in layers):
+    layers = [] if layers is None else layers if isinstance(layers, list) else [layers]
+    if not all(is_whole(layer, 0) for layer in layers):
         raise AdapterError(f"layers_to_transform = {layers!r} is not a list of layer numbers.")
     lists = names(config, "layers_pattern")
     return Selection(
@@ -253,7 +254,7 @@ def fan_in_fan_out(config: Mapping[str, Any]) -> bool:
 
 
 def _rank(key: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _HIGHEST:
+    if not is_whole(value, 1, _HIGHEST):
         raise AdapterError(f"{key} = {value!r} in {CONFIG}: a rank is a whole number of at least 1, and at most {_HIGHEST}.")
     return value
 

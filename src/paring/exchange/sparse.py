@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from paring.core.adapter import Adapter
+from paring.core.coding import is_whole
 from paring.core.entries import Entries
 from paring.core.errors import AdapterError, ExportError
 from paring.exchange.heads import owner
@@ -128,7 +129,7 @@ def read(file: Reader, modules: Mapping[str, Mapping[str, Any]] | None, heads: l
             continue
         path, other = match["module"], f"{PREFIX}{match['module']}.shira_indices"
         widths = [modules.get(path, {}).get(name) for name in ("in_features", "out_features")]
-        if other not in file.shapes or not all(isinstance(width, int) for width in widths) or kind not in FLOATS:
+        if other not in file.shapes or not all(is_whole(width, 1) for width in widths) or kind not in FLOATS:
             raise AdapterError(
                 f"Module {path!r} lacks its indices, its widths in {SIDE}, or values of a floating-point type; export it again."
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paring.cli.flags import option, simple
+from paring.core.coding import is_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ def sizes(adapter: Adapter) -> dict[str, int]:
         "head_parameters": adapter.head_parameters,
         "lora_parameters_at_max_rank": adapter.max_rank * widths,
     }
-    if isinstance(started, int) and 0 < started < 2**31:
+    if is_whole(started, 1, 2**31 - 1):
         found |= {"start_rank": started, "lora_parameters_at_start_rank": started * widths}
     return found
 

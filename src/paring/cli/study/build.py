@@ -13,6 +13,7 @@ from paring.cli.study.flags import check_flag, filled, parsed, unfilled
 from paring.cli.study.planted import METRICS as PLANTED
 from paring.cli.study.planted import planting
 from paring.cli.study.text import Place, Text
+from paring.core.coding import is_whole
 from paring.core.errors import ParingError, SettingError, near
 from paring.study.plan import Cell, Listed, Range, Sampler, Search, Space, Study
 from paring.study.records import Metric
@@ -87,16 +88,16 @@ def _name(text: Text) -> str:
 
 def _whole(text: Text, place: Place, default: int) -> int:
     found: Any = text.data.get(str(place[0]), default)
-    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+    if not is_whole(found, 1):
         raise text.wrong(place, f"{place[0]} is {found!r}; give a whole number of at least 1.")
     return found
 
 
 def _seeds(text: Text) -> tuple[int, ...]:
     found = text.data.get("seeds", 3)
-    if isinstance(found, int) and not isinstance(found, bool) and 1 <= found <= MOST_SEEDS:
+    if is_whole(found, 1, MOST_SEEDS):
         return tuple(range(found))
-    if isinstance(found, list) and found and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in found):
+    if isinstance(found, list) and found and all(is_whole(seed, 0, 2**32 - 1) for seed in found):
         if len(set(found)) == len(found):
             return tuple(found)
         raise text.wrong(("seeds",), f"seeds {found} holds one twice, which would count the same run two times.")

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from paring.core.coding import is_whole
 from paring.core.errors import SettingError
 from paring.core.factors import Factors
 from paring.core.linalg import SVD, randomised_svd, truncated_svd
@@ -59,7 +60,7 @@ class Decomposed(MatrixStart):
 
     def __post_init__(self) -> None:
         given: object = self.iterations
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+        if given is not None and not is_whole(given, 0):
             raise SettingError(f"iterations={given!r}: give a whole number of at least 0, or None for an exact decomposition.")
 
     def leading(self, matrix: Tensor, rank: int, generator: torch.Generator) -> SVD:

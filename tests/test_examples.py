@@ -16,9 +16,17 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # What an example needs beyond paring's own requirements.
 NEEDS = {"with_trl": "trl", "with_sentence_transformers": "sentence_transformers"}
 HELPERS = {"small"}
+# Each takes a quarter of a minute, most of it for imports. What the others show is tested in tests/attach and tests/trust too.
+QUICK = {"plain_loop", "with_trainer"}
+
+PROGRAMS = [
+    pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
+    for path in sorted(EXAMPLES.glob("*.py"))
+    if path.stem not in HELPERS
+]
 
 
-@pytest.mark.parametrize("path", sorted(path for path in EXAMPLES.glob("*.py") if path.stem not in HELPERS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PROGRAMS)
 def test_example_runs(path: Path, tmp_path: Path) -> None:
     needed = NEEDS.get(path.stem)
     if needed is not None and find_spec(needed) is None:
@@ -37,4 +45,4 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
 
 
 def test_every_example_that_needs_a_package_is_there() -> None:
-    assert set(NEEDS) | HELPERS < {path.stem for path in EXAMPLES.glob("*.py")}
+    assert set(NEEDS) | HELPERS | QUICK < {path.stem for path in EXAMPLES.glob("*.py")}

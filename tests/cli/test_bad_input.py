@@ -100,6 +100,12 @@ def test_bad_data(content: bytes, words: list[str], flags: dict[str, object], tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_column_s_name_of_several_lines_is_told_in_one(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
+    data = tmp_path / "train.csv"
+    data.write_text('text,"label of\nthe row"\nfine\n', encoding="utf-8")
+    assert "the header 2 (text, label of the row)" in refused("train", **{**flags, "dataset_name": data})
+
+
 def test_labels_that_training_has_not_seen(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "dev.tsv").write_text("text\tlabel\nfine\tgood\nfair\tso-so\n", encoding="utf-8")
     said = refused("train", **flags, eval_dataset_name=tmp_path / "dev.tsv")

@@ -54,7 +54,7 @@ def test_tweets_are_those_that_nearly_all_agree_on(tweets: Path, tmp_path: Path,
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_demo_without_found_ranks_fails_after_showing_everything(
     bf16: bool, run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,25 +29,21 @@ def test_the_watch_sees_a_connection(tmp_path: Path) -> None:
     assert "WENT OUT" in done.stderr
 
 
-def test_importing_everything_asks_for_nothing(tmp_path: Path) -> None:
-    # Two modules are programs.
-    script = """
+# Two modules are programs.
+IMPORTS = """
 import importlib, pkgutil, paring
 for one in pkgutil.walk_packages(paring.__path__, "paring."):
     if one.name not in ("paring.cli.__main__", "paring.cli.outside"):
         importlib.import_module(one.name)
 """
-    done = _run(script, tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "WENT OUT" not in done.stderr
 
 
-def test_a_run_on_local_files_asks_for_nothing(bert: Path, moods: Path, tmp_path: Path) -> None:
+def test_importing_everything_and_a_run_on_local_files_ask_for_nothing(bert: Path, moods: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     train = ["train", "--model_name_or_path", str(bert), "--dataset_name", str(moods), "--rank", "4", "--max_steps", "3"]
     train += ["--output_dir", str(out), "--per_device_train_batch_size", "4", "--use_cpu"]
     commands = [train, ["inspect", str(out / "adapter")], ["verify", str(out / "adapter")]]
     script = f"from paring.cli.main import main\nfor command in {commands!r}:\n    assert main(command) == 0, command\n"
-    done = _run(script, tmp_path)
+    done = _run(IMPORTS + script, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "WENT OUT" not in done.stderr, done.stderr[-2000:]

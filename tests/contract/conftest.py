@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract.cases import GROUPS, Case
+from tests.contract.cases import GROUPS, PLAIN, Case
 from tests.contract.exemptions import reason_for
 
 
@@ -30,6 +30,14 @@ def _parameter(test: str, case: Case) -> Any:
         # Strict: an exemption that is not needed fails.
         marks.append(pytest.mark.xfail(reason=reason, strict=True))
     return pytest.param(case, id=str(case), marks=marks)
+
+
+@pytest.fixture(autouse=True)
+def _checked_where_it_is_plain(request: pytest.FixtureRequest) -> None:
+    """Shapes and types are checked on the plain module; transformers run the same code, and the checks are a quarter of their time."""
+    given = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    if any(isinstance(value, Case) and value.kind.name != PLAIN for value in given):
+        request.getfixturevalue("unchecked")
 
 
 @pytest.fixture(scope="package", autouse=True)

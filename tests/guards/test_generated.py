@@ -23,6 +23,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # `make generate ARGS=--check` is the same, and CI runs it
 def test_the_repository_is_fresh() -> None:
     # A process of its own: other tests may have registered methods and parts in this one.
     done = subprocess.run([sys.executable, "tools/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=300)

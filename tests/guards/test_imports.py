@@ -48,7 +48,7 @@ def test_the_console_script_is_declared() -> None:
     "order",
     [
         "import paring, peft",
-        "import peft, paring",
+        pytest.param("import peft, paring", marks=pytest.mark.slow),
         pytest.param("import peft.tuners.lora, paring", marks=pytest.mark.slow),
         pytest.param("import paring.attach, peft", marks=pytest.mark.slow),
     ],

@@ -76,11 +76,18 @@ def run(arguments: list[str], folder: Path, *paths: Path) -> str:
     return done.stdout
 
 
+def commands(lines: list[list[str]], folder: Path, *paths: Path, first: str = "") -> str:
+    """What several commands print, in one process after something else."""
+    return run(
+        ["-c", f"from paring.cli.main import main\n{first}\nfor line in {lines!r}:\n    assert main(line) == 0, line\n"], folder, *paths
+    )
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with one more method file."""
     copy = tmp_path_factory.mktemp("tree") / "paring"
-    skip = shutil.ignore_patterns(".git", ".venv", "site", "runs", "demo", "__pycache__", "*_cache", ".hypothesis")
+    skip = shutil.ignore_patterns(".git", ".venv", "site", "build", "runs", "demo", "__pycache__", "*_cache", ".hypothesis")
     shutil.copytree(ROOT, copy, ignore=skip)
     (copy / "src/paring/methods/quartered.py").write_text(METHOD.lstrip())
     return copy
@@ -105,14 +112,11 @@ def test_it_trains_through_the_command_line(tree: Path, tmp_path: Path) -> None:
     BertForSequenceClassification(config).save_pretrained(base)
     rows = ["good film\tgood", "bad film\tbad"] * 8
     (tmp_path / "films.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
-    run(
-        ["-m", "paring.cli", "train", "--method", "quartered", "--rank", "4", "--model_name_or_path", str(base),
-         "--dataset_name", "films.tsv", "--output_dir", "run", "--max_steps", "5"],
-        tmp_path, tree / "src",
-    )  # fmt: skip
+    train = ["train", "--method", "quartered", "--rank", "4", "--model_name_or_path", str(base), "--dataset_name", "films.tsv"]
+    said = commands([[*train, "--output_dir", "run", "--max_steps", "5"], ["methods"]], tmp_path, tree / "src")
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
     assert '"quartered"' in (tmp_path / "run/run.json").read_text()
-    assert "quartered" in run(["-m", "paring.cli", "methods"], tmp_path, tree / "src")
+    assert re.search(r"(?m)^\W*quartered\b", said)
 
 
 @pytest.mark.slow
@@ -135,7 +139,7 @@ def test_another_package_brings_a_method_by_entry_point(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[paring.methods]\nquartered = elsewhere:Quartered\n")
     text = "from paring.method import decode, load, names; print(names()); print(decode(load('quartered')(rank=3).encode()))"
-    shown = run(["-c", text], tmp_path, tmp_path, ROOT / "src")
+    shown = commands([["methods"]], tmp_path, tmp_path, ROOT / "src", first=text)
     assert "'quartered'" in shown
     assert "Quartered(rank=3, penalty=0.5)" in shown
-    assert "quartered" in run(["-m", "paring.cli", "methods"], tmp_path, tmp_path, ROOT / "src")
+    assert re.search(r"(?m)^\W*quartered\b", shown)

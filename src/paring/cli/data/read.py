@@ -196,9 +196,10 @@ def _header(path: Path, tabs: bool) -> list[str]:
                     parted = "tabs" if tabs else "commas"
                     many = "A field may hold no tab." if tabs else "Put quotes around a field that holds a comma."
                     few = f"It has too few: give every line all fields, parted by {parted}, an empty one too."
+                    names = " ".join(", ".join(header).split())[:200]  # a quoted name may have lines of its own
                     raise DataError(
                         f"{str(path)!r} could not be read: line {reader.line_num} has {len(row)} field{'s' * (len(row) != 1)}, the header "
-                        f"{len(header)} ({', '.join(header)}). {few if len(row) < len(header) else many}"
+                        f"{len(header)} ({names}). {few if len(row) < len(header) else many}"
                     )
                 count += bool(row)
         except csv.Error as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import jaxtyping
@@ -21,6 +22,12 @@ jaxtyping.install_import_hook(
 )
 # Tiny models: a second thread costs more in waiting than it computes, and far more where the machine is busy.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays until the end: the garbage collector need not look at it after every few tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ class Environment:
     locked: bool = False
 
 
-OLDEST = ("torch==2.6.0", "transformers==5.0.0", "peft==0.20.0")
+OLDEST = ("torch==2.6.0", "transformers==5.6.0", "peft==0.20.0")
 NEWEST = ("torch", "transformers", "peft")
 ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
     {

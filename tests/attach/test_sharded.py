@@ -10,11 +10,13 @@ import torch.distributed as dist
 
 from tests.attach.processes import run_all
 from tests.attach.sharded_worker import METHODS, ROWS
+from tests.releases import shards_on_cpu
 from tests.trust.grids import cell
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 
 
+@shards_on_cpu
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="this build of torch has no gloo")
 @pytest.mark.parametrize(
     "size",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,11 +41,8 @@ def _checked_where_it_is_plain(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick() -> Iterator[None]:
-    """One thread: tiny models are faster so, and the stock process computes on one. Collections look at new objects only."""
+    """One thread: tiny models are faster so, and the stock process computes on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(before)

@@ -12,6 +12,9 @@ from paring import train
 from paring.attach.find import slots
 from paring.parts.parameterise.gated import Gated
 from tests.contract.cases import SEED, Case, adapter_state, begin, logits, names_that_differ, roughen
+from tests.releases import HEADS, older, own_add_adapter
+
+pytestmark = own_add_adapter
 
 
 def _config(case: Case, seed: int = SEED) -> paring.ParingConfig:
@@ -57,6 +60,8 @@ def test_load_adapter_is_equal_to_the_bit(transformer: Case, tmp_path: Path, nam
 
 
 def test_saved_by_transformers_is_read_by_peft_and_by_transformers(transformer: Case, tmp_path: Path) -> None:
+    if transformer.kind.task == "SEQ_CLS" and older("transformers", "5.18"):
+        pytest.skip(HEADS)
     model, inputs = transformer.base(), transformer.kind.inputs()
     model.add_adapter(_config(transformer))
     roughen(model, torch.Generator().manual_seed(1))

@@ -13,6 +13,7 @@ from paring import train
 from paring.attach.find import adapters, slots
 from paring.core.errors import TargetError
 from tests.contract.cases import Case, assert_close, logits, names_that_differ, roughen
+from tests.releases import names_are_kept
 
 
 def _two(case: Case) -> PeftModel:
@@ -99,6 +100,7 @@ def test_deleting_one_adapter_leaves_the_other(case: Case, gone: str) -> None:
     assert torch.equal(logits(model, inputs), before)
 
 
+@names_are_kept
 def test_an_adapter_of_the_same_name_is_refused(case: Case) -> None:
     model = _two(case)
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -92,8 +92,9 @@ def by_hand(
     case: Case, model: PeftModel, steps: int, *, accumulate: int = 1, scale: Callable[[Tensor], Tensor] = lambda loss: loss
 ) -> None:
     """What that Trainer does, written out."""
-    # Trainer's default optimizer is the fused AdamW.
-    optimizer = train.create_optimizer(model, lr=RATE, weight_decay=DECAY, fused=True)
+    # Trainer's default optimizer is the fused AdamW, but for older releases of torch.
+    fused = arguments(Path(), steps).optim == "adamw_torch_fused"
+    optimizer = train.create_optimizer(model, lr=RATE, weight_decay=DECAY, fused=fused)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
     data = rows(case, steps * accumulate)
     model.train()

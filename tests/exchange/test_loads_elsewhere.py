@@ -19,6 +19,7 @@ from paring.core.adapter import Adapter, Metadata
 from paring.core.errors import ExportError
 from paring.core.factors import Factors
 from paring.exchange.write import write
+from tests.releases import own_heads
 
 IDS = torch.tensor([[3, 5, 7, 2, 9], [1, 8, 6, 4, 2]])
 
@@ -167,7 +168,7 @@ def test_stock_peft(tmp_path: Path, name: str, layout: Any) -> None:
     assert not [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
 
 
-@pytest.mark.parametrize(("name", "layout"), [("bert", "compact"), ("llama", "uniform")])
+@pytest.mark.parametrize(("name", "layout"), [pytest.param("bert", "compact", marks=own_heads), ("llama", "uniform")])
 def test_transformers_load_adapter(tmp_path: Path, name: str, layout: Any) -> None:
     model, adapter = case(name)
     out = write(adapter, tmp_path / "out", layout=layout, module_names=[path for path, _ in model.named_modules()])

@@ -16,6 +16,7 @@ from peft.utils.other import get_pattern_key
 from paring.core.errors import AdapterError, ExportError
 from paring.exchange.expressions import Clock, Expression, Keys
 from paring.exchange.patterns import Plan, Selection, ambiguous, plan, replay
+from tests.releases import older
 
 
 def peft_rank(made: Plan, name: str, default: int) -> int | None:
@@ -123,6 +124,8 @@ def test_selection_is_peft_s(keys: dict[str, object]) -> None:
     names += ["query", "pooler.dense", "my.pooler.dense", "poolers.dense"]
     selection = Selection(**keys)  # type: ignore[arg-type]
     config = LoraConfig(**keys)
+    if older("peft", "0.21"):  # there, layers_pattern is not found at the very beginning of a name
+        names = [name for name in names if not name.startswith("layer")]
     for path in names:
         expected = check_target_module_exists(config, path)
         assert selection.hits(path) == (bool(expected) and not isinstance(expected, _ExcludedModule)), path

@@ -52,13 +52,11 @@ def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
     model = adapted(SoRA(rank=4))
     assert by_name(create_optimizer(model, lr=1e-3, betas=(0.8, 0.99)).param_groups)["gates"]["betas"] == (0.98, 0.98)
 
-    class Three(AdamW):
-        """Three betas, as AdEMAMix has; the step uses the first two."""
+    class Three(Optimizer):
+        """Three betas, as AdEMAMix has."""
 
-        def __init__(
-            self, params: Any, lr: float = 1e-3, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), **settings: Any
-        ) -> None:
-            super().__init__(params, lr=lr, betas=betas, **settings)
+        def __init__(self, params: Any, lr: float, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), weight_decay: float = 0.0):
+            super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     groups = by_name(create_optimizer(adapted(SoRA(rank=4)), Three, lr=1e-3).param_groups)
     assert groups["gates"]["betas"] == (0.98, 0.98, 0.9999)

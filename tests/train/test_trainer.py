@@ -108,7 +108,7 @@ def test_trainer_and_hand_loop_give_the_same_bits(adapted: Make, arguments: Make
     ParingTrainer(model=theirs, args=args, train_dataset=data, data_collator=lambda rows: batch(data)).train()
 
     ours.train()
-    optimizer = create_optimizer(ours, lr=rate, weight_decay=0.1, fused=True)
+    optimizer = create_optimizer(ours, lr=rate, weight_decay=0.1, fused=args.optim == "adamw_torch_fused")
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda index: (steps - index) / steps)
     for _ in range(steps):
         ours(**batch(data))["loss"].backward()

@@ -15,6 +15,7 @@ from paring.methods.sora import SoRA
 from paring.train import create_optimizer
 from paring.train.look import gated, trained
 from paring.train.travel import outlook, rates_left, warning
+from tests.releases import rates_as_tensors
 
 Make = Callable[..., Any]
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -25,7 +26,7 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize("tensor", [False, True])
+@pytest.mark.parametrize("tensor", [False, pytest.param(True, marks=rates_as_tensors)])
 def test_rates_left_are_those_of_the_real_run_and_change_nothing(name: str, tensor: bool) -> None:
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     lr = (lambda value: torch.tensor(value)) if tensor else float

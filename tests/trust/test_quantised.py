@@ -70,8 +70,8 @@ def test_the_export_is_right_on_the_unquantised_base(load: Load, tmp_path: Path)
     assert theirs.peft_config["default"].peft_type == "LORA"
     assert_close(packed.logits(theirs), packed.logits(ours))
     assert (packed.logits(ours) - packed.logits(packed.whole())).abs().max() > 1e-2
-    # And on the base that it was trained on.
-    assert_close(packed.logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), packed.logits(model), share=1e-4)
+    # And on the base that it was trained on. There activations may be rounded to eight bits: a float's last bit can move a whole step.
+    assert_close(packed.logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), packed.logits(model), share=1e-2)
 
 
 @kinds("merge", refused=True)

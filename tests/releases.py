@@ -17,7 +17,8 @@ def older(package: str, than: str) -> bool:
 shards_on_cpu = pytest.mark.skipif(older("torch", "2.7"), reason="FSDP2 of torch 2.6 needs an accelerator: it records events on a stream")
 rates_as_tensors = pytest.mark.skipif(older("torch", "2.7"), reason="SequentialLR of torch 2.6 writes into one tensor for all groups")
 own_add_adapter = pytest.mark.skipif(
-    older("peft", MIN_PEFT_VERSION), reason=f"add_adapter of this transformers takes PEFT from {MIN_PEFT_VERSION} only, whatever the adapter"
+    older("peft", MIN_PEFT_VERSION),
+    reason=f"transformers takes PEFT from {MIN_PEFT_VERSION} for any add_adapter of its own",
 )
 HEADS = "load_adapter of transformers before 5.18 draws a trained head anew"
 own_heads = pytest.mark.skipif(older("transformers", "5.18"), reason=HEADS)

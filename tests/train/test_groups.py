@@ -55,7 +55,7 @@ def test_gates_keep_the_optimizers_other_betas(adapted: Make) -> None:
     class Three(Optimizer):
         """Three betas, as AdEMAMix has."""
 
-        def __init__(self, params: Any, lr: float, betas: tuple[float, float, float] = (0.7, 0.999, 0.9999), weight_decay: float = 0.0):
+        def __init__(self, params: Any, lr: float, betas: tuple[float, ...] = (0.7, 0.999, 0.9999), weight_decay: float = 0.0) -> None:
             super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     groups = by_name(create_optimizer(adapted(SoRA(rank=4)), Three, lr=1e-3).param_groups)

@@ -15,14 +15,14 @@ from tests.contract.exemptions import reason_for
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test for each case, exempt ones expected to fail."""
     for group in GROUPS.keys() & set(metafunc.fixturenames):
-        metafunc.parametrize(group, [_parameter(metafunc.function.__name__, case) for case in GROUPS[group]])
+        metafunc.parametrize(group, [_parameter(metafunc.function.__name__, case, group) for case in GROUPS[group]])
 
 
-def _parameter(test: str, case: Case) -> Any:
+def _parameter(test: str, case: Case, group: str) -> Any:
     marks = []
     if case.kind.missing:
         marks.append(pytest.mark.skip(reason=case.kind.missing))
-    if not case.quick:
+    if not case.quick(group):
         marks.append(pytest.mark.slow)
     reason = reason_for(test, case)
     if reason is not None:

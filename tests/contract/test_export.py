@@ -12,7 +12,7 @@ import torch
 import paring
 from paring.core.errors import ExportError
 from paring.exchange.layout import Layout
-from tests.contract.cases import Case, adapter_state, assert_close, gated_slots, logits, names_that_differ
+from tests.contract.cases import Case, adapter_state, assert_close, gated_slots, logits, names_that_differ, needs_heads
 from tests.contract.stock import Stock
 
 
@@ -43,6 +43,7 @@ def test_export_loads_in_stock_peft(case: Case, layout: Layout, stock: Stock, tm
 
 @pytest.mark.parametrize("layout", ["compact", "uniform"])
 def test_export_loads_in_plain_transformers(transformer: Case, layout: Layout, stock: Stock, tmp_path: Path) -> None:
+    needs_heads(transformer)
     _loads(transformer, layout, "transformers", stock, tmp_path)
 
 

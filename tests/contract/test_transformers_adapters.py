@@ -11,8 +11,8 @@ import paring
 from paring import train
 from paring.attach.find import slots
 from paring.parts.parameterise.gated import Gated
-from tests.contract.cases import SEED, Case, adapter_state, begin, logits, names_that_differ, roughen
-from tests.releases import HEADS, older, own_add_adapter
+from tests.contract.cases import SEED, Case, adapter_state, begin, logits, names_that_differ, needs_heads, roughen
+from tests.releases import own_add_adapter
 
 pytestmark = own_add_adapter
 
@@ -50,6 +50,7 @@ def test_added_adapter_trains_with_its_proximal_step(transformer: Case) -> None:
 
 @pytest.mark.parametrize("name", ["default", "other"])
 def test_load_adapter_is_equal_to_the_bit(transformer: Case, tmp_path: Path, name: str) -> None:
+    needs_heads(transformer)
     model, inputs = transformer.roughened(), transformer.kind.inputs()
     model.save_pretrained(str(tmp_path))
     again = transformer.base()
@@ -60,8 +61,7 @@ def test_load_adapter_is_equal_to_the_bit(transformer: Case, tmp_path: Path, nam
 
 
 def test_saved_by_transformers_is_read_by_peft_and_by_transformers(transformer: Case, tmp_path: Path) -> None:
-    if transformer.kind.task == "SEQ_CLS" and older("transformers", "5.18"):
-        pytest.skip(HEADS)
+    needs_heads(transformer)
     model, inputs = transformer.base(), transformer.kind.inputs()
     model.add_adapter(_config(transformer))
     roughen(model, torch.Generator().manual_seed(1))

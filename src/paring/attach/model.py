@@ -126,9 +126,9 @@ class ParingModel(BaseTuner):
         for name in names:
             if name != BASE and name not in known:
                 raise TargetError(f"adapter_names asks for {name!r}, which is not on this model.{near(name, known)}")
-        handles = [
-            self.model.register_forward_pre_hook(partial(_check_rows, names=names, expansion=self._expansion(kwargs)), with_kwargs=True)
-        ]
+        # A forward comes by this module (in PEFT 0.20 it calls the model's forward past its hooks), generate by the model's alone.
+        check = partial(_check_rows, names=names, expansion=self._expansion(kwargs))
+        handles = [module.register_forward_pre_hook(check, with_kwargs=True) for module in (self, self.model)]
         handles.extend(
             module.register_forward_pre_hook(partial(_give_names, names=names), with_kwargs=True)
             for module in self.modules()

@@ -65,7 +65,7 @@ ENVIRONMENTS: Mapping[str, Environment] = MappingProxyType(
 def run(name: str) -> dict[str, Any]:
     """Make one environment, run the tests in it, and say what came of them."""
     one = ENVIRONMENTS[name]
-    if shutil.which(one.python) is None:
+    if not _runs(one.python):
         return {"reason": f"{one.python} is not on this machine"}
     place = ROOT / "build" / "matrix" / name.replace(", ", "-").replace(" ", "")
     interpreter = place / "bin" / "python"
@@ -84,6 +84,11 @@ def run(name: str) -> dict[str, Any]:
     if not report.exists():
         return {"reason": "pytest ended without a report", **_versions(interpreter)}
     return {**_versions(interpreter), **outcome(report)}
+
+
+def _runs(python: str) -> bool:
+    """Whether there is such an interpreter; a version manager may have put a name on the path that starts none."""
+    return shutil.which(python) is not None and not subprocess.run([python, "-c", ""], check=False, capture_output=True).returncode
 
 
 def outcome(report: Path) -> dict[str, Any]:

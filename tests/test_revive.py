@@ -330,7 +330,7 @@ def test_remote_gates_free_to_come_back_are_all_computed(remote: list[int | None
 
 @rules
 @optimizers
-@pytest.mark.parametrize(("spare", "multiple"), [(1, 1), (1, 2), (alive.SPARE, alive.MULTIPLE)])
+@pytest.mark.parametrize(("spare", "multiple"), [pytest.param(1, 1, marks=pytest.mark.slow), (1, 2), (alive.SPARE, alive.MULTIPLE)])
 def test_remote_gates_train_alike(
     rule: Revive, make: Callable[..., Optimizer], spare: int, multiple: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

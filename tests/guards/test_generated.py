@@ -36,7 +36,15 @@ def test_a_second_run_writes_nothing(copy: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/methods/sora.md", "docs/methods/index.md", "docs/reference/index.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        "docs/methods/sora.md",
+        pytest.param("docs/methods/index.md", marks=pytest.mark.slow),
+        pytest.param("docs/reference/index.md", marks=pytest.mark.slow),
+    ],
+)
 def test_a_changed_file_is_stale_until_written_again(copy: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     fresh = (copy / name).read_text()
     (copy / name).write_text(fresh.replace("paring", "pairing").replace("exact", "roughly"))

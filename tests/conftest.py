@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now stays until the end: the garbage collector need not look at it after every few tests."""
+    """What is imported and collected by now stays until the end: the collector, which every Trainer calls, need not look at it."""
     gc.collect()
     gc.freeze()
 

@@ -33,6 +33,7 @@ from paring.parts.parameterise.marks import PATIENCE, UNIT
 from paring.parts.shape import Shape
 from paring.parts.update.revive import Always, Never
 from paring.train import ParingTrainer, recast
+from tests.releases import needs_muon
 
 # Powers of two throughout, so that float32 is exact: threshold = rate x penalty = 1/8.
 RATE, PENALTY = 0.25, 0.5
@@ -584,7 +585,7 @@ def test_watching_what_is_no_optimizer_is_refused() -> None:
         step.watch(nn.Linear(2, 2))
 
 
-@pytest.mark.skipif("not hasattr(torch.optim, 'Muon')", reason="this torch has no Muon")
+@needs_muon
 def test_muon_for_factors_and_adamw_for_gates() -> None:
     model = Tiny()
     muon = torch.optim.Muon([model.slot.A, model.slot.B], lr=1e-3)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from tests.contract.cases import GROUPS, PLAIN, Case
 from tests.contract.exemptions import reason_for
@@ -33,16 +31,7 @@ def _parameter(test: str, case: Case, group: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def _checked_where_it_is_plain(request: pytest.FixtureRequest) -> None:
-    """Shapes and types are checked on the plain module; transformers run the same code, and the checks are a quarter of their time."""
+    """Shapes and types are checked on the plain module; transformers run the same code, and far more of it."""
     given = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
     if any(isinstance(value, Case) and value.kind.name != PLAIN for value in given):
         request.getfixturevalue("unchecked")
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _quick() -> Iterator[None]:
-    """One thread: tiny models are faster so, and the stock process computes on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

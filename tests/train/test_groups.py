@@ -17,6 +17,7 @@ from paring.core.errors import SettingError, StepError, TargetError
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.train import ParingTrainer, create_optimizer, parameter_groups, separate
+from tests.releases import needs_muon
 
 Make = Callable[..., Any]
 
@@ -163,7 +164,7 @@ def test_create_optimizer_refuses_at_once_what_the_step_would_refuse(adapted: Ma
         create_optimizer(adapted(), kind, lr=1e-2)
 
 
-@pytest.mark.skipif("not hasattr(torch.optim, 'Muon')", reason="this torch has no Muon")
+@needs_muon
 def test_create_optimizer_refuses_muon_alone(adapted: Make) -> None:
     with pytest.raises(StepError, match=r"(?s)Muon does not take these parameters.*second optimizer"):
         create_optimizer(adapted(), torch.optim.Muon, lr=1e-2)

@@ -18,11 +18,12 @@ from paring.attach.shapes import plain
 from paring.core.errors import TargetError
 from paring.train import create_optimizer
 from tests.contract.cases import adapter_state, assert_close, names_that_differ
+from tests.releases import coarse_eight_bit
 from tests.trust import loops, packed, proof, runs
 from tests.trust.grids import cell
 from tests.trust.loops import Plan, Run, checkpoint
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("frozen")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
 Load = Callable[[], nn.Module]
 Record = Callable[[str, object], None]
@@ -70,8 +71,9 @@ def test_the_export_is_right_on_the_unquantised_base(load: Load, tmp_path: Path)
     assert theirs.peft_config["default"].peft_type == "LORA"
     assert_close(packed.logits(theirs), packed.logits(ours))
     assert (packed.logits(ours) - packed.logits(packed.whole())).abs().max() > 1e-2
-    # And on the base that it was trained on. There activations may be rounded to eight bits: a float's last bit can move a whole step.
-    assert_close(packed.logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), packed.logits(model), share=1e-2)
+    # And on the base that it was trained on.
+    share = 1e-2 if load is packed.eight_bit and coarse_eight_bit else 1e-4
+    assert_close(packed.logits(PeftModel.from_pretrained(load(), tmp_path / "adapter")), packed.logits(model), share=share)
 
 
 @kinds("merge", refused=True)

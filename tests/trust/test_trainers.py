@@ -19,7 +19,7 @@ from tests.trust.grids import cell
 from tests.trust.loops import Plan, Run, accelerated, checkpoint
 from tests.trust.runs import WAYS, Way, transformers
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("frozen")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 4
 SAVED = 2
 

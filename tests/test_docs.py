@@ -28,12 +28,14 @@ from paring.core.prox import released_threshold, soft_threshold
 from paring.methods.lora import LoRA
 from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
+from paring.study.tables import results_table
 from paring.train import Scores, create_optimizer, sparsify
+from tests.study.samples import usual
 from tests.trust.grids import GRIDS
-from tools import figures, tables
+from tools import figures, studies, tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "studies").glob("*.md")])
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -370,7 +372,12 @@ def test_figures_are_those_of_the_code() -> None:
 
 def test_every_table_that_a_page_asks_for_is_made() -> None:
     asked = {name for page in PAGES for name in re.findall(r"<!-- table: ([\w-]+) -->", page.read_text())}
-    assert asked == {*tables.CONTRACT, *tables.BENCHMARKS, *(f"{tables.TRUST}{key}" for key in GRIDS)}
+    assert asked == {
+        *tables.CONTRACT,
+        *tables.BENCHMARKS,
+        *(f"{tables.TRUST}{key}" for key in GRIDS),
+        *(f"{tables.STUDY}{key}" for key in studies.names()),
+    }
     with pytest.raises(LookupError, match="no table 'other'"):
         tables.on_page_markdown("<!-- table: other -->")
 
@@ -399,6 +406,24 @@ def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tm
     made = tables.table("sora-accuracy", results)
     assert "| trec | SoRA | 0.001 | 50.00 ± 1.00 | 1,234 | 25% | -0.12 |" in made
     assert "Measured 2000-01-01 on abacus, 2 cores, 1 threads; torch 1. Repeated by `python benchmarks/x.py`." in made
+
+
+def test_tables_of_a_study_hold_its_numbers_and_its_page_joins_the_site(tmp_path: Path) -> None:
+    kept = tmp_path / "benchmarks" / "results" / "studies"
+    assert studies.table("decoder-costs", kept) == "*Not measured yet: there is no `benchmarks/results/studies/decoder/findings.json`.*"
+    assert not studies.pages(kept)
+    found = usual()
+    (kept / "decoder").mkdir(parents=True)
+    (kept / "decoder" / studies.FINDINGS).write_text(found.to_json(), encoding="utf-8")
+    (kept / "decoder" / studies.PAGE).write_text("<p>page", encoding="utf-8")
+    assert studies.pages(kept) == {"studies/decoder-report.html": kept / "decoder" / studies.PAGE}
+    made = studies.table("decoder-results", kept)
+    for task in found.metrics:
+        for row in results_table(found, task, "x").rows:
+            assert "| " + " | ".join(cell.text for cell in row) + " |" in made
+    assert made.endswith("Repeated by `paring study small.yaml`.")
+    with pytest.raises(LookupError, match="no table 'decoder-other' of a study"):
+        studies.table("decoder-other", kept)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.name)

@@ -36,6 +36,10 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 rules = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 optimizers = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+two_optimizers = pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=() if name in ("momentum", "adam") else pytest.mark.slow) for name, make in OPTIMIZERS.items()],
+)
 paths = pytest.mark.parametrize("fused", [True, False], ids=["fused", "called"])
 
 
@@ -329,7 +333,7 @@ def test_remote_gates_free_to_come_back_are_all_computed(remote: list[int | None
 
 
 @rules
-@optimizers
+@two_optimizers
 @pytest.mark.parametrize(("spare", "multiple"), [pytest.param(1, 1, marks=pytest.mark.slow), (1, 2), (alive.SPARE, alive.MULTIPLE)])
 def test_remote_gates_train_alike(
     rule: Revive, make: Callable[..., Optimizer], spare: int, multiple: int, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """What mkdocs calls while it builds the site (see `hooks` in mkdocs.yml).
 
 - The methods' pages and the reference join the navigation by themselves: a new file needs no edit here or there.
+- The studies' own pages lie beside those that tell of them.
 - Formulas become MathML, which browsers draw on their own; so the site needs no script for them.
 - A page that would ask another host for anything stops the build.
 """
@@ -17,6 +18,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from tools import studies
 from tools.floors import ORDER
 
 _FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\(?P<open>[(\[])(?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL)
@@ -38,9 +40,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the reference, which exist nowhere but in the site."""
+    """Add the pages of the reference, which exist nowhere but in the site, and those of studies."""
     for uri, text in _reference(_package(config)).items():
         files.append(File.generated(config, uri, content=text))
+    for uri, path in studies.pages().items():
+        files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
 

@@ -6,6 +6,7 @@
 <!-- table: environments -->     what the tests have run with
 <!-- table: trust -->            what the trust matrix was recorded with
 <!-- table: trust-GRID -->       a grid of the trust matrix
+<!-- table: study-NAME-PART -->  a part of benchmarks/results/studies/NAME/findings.json
 <!-- table: NAME -->             benchmarks/results/NAME.json
 """
 
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import dependencies, matrix, trust
+from tools import dependencies, matrix, studies, trust
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +43,8 @@ def table(name: str, results: Path = RESULTS) -> str:
         return CONTRACT[name]()
     if name.startswith(TRUST):
         return trust.matrix(name.removeprefix(TRUST))
+    if name.startswith(STUDY):
+        return studies.table(name.removeprefix(STUDY))
     if name not in BENCHMARKS:
         raise LookupError(f"There is no table {name!r}; there are {', '.join([*CONTRACT, *BENCHMARKS])}.")
     path = results / f"{name}.json"
@@ -406,7 +409,7 @@ def lisa(result: Mapping[str, Any]) -> str:
     return rows(("way", "rate", "dev accuracy, %", "optimizer state at most, MB", *heads), body)
 
 
-TRUST = "trust-"
+TRUST, STUDY = "trust-", "study-"
 CONTRACT: Mapping[str, Callable[[], str]] = {
     "exemptions": exemptions,
     "properties": properties,

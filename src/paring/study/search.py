@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -130,56 +130,68 @@ def judged(outcome: Outcome, cut: Cut | None) -> State | None:
     return State.FINISHED
 
 
+@dataclass(kw_only=True)
+class _Searched:
+    """What a search has found so far; ``best`` is the score and the lower loss, and the values that had them."""
+
+    trials: list[Trial] = field(default_factory=list)
+    seconds: float = 0.0
+    errors: dict[str, str] = field(default_factory=dict)
+    best: tuple[tuple[float, float], Mapping[str, float]] | None = None
+
+
 def conducted(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[Outcome], Entry]:
     """One cell: asks for runs, is sent what came of them, and ends with what was found."""
-    metric = study.metrics[cell.task]
-    search, space = study.search, cell.space
-    trials: list[Trial] = []
-    seconds, errors = 0.0, {}
-    best: tuple[tuple[float, float], Mapping[str, float]] | None = None
-    if space:
-        optimiser = optuna.create_study(direction=_direction(metric), sampler=_sampler(search, space))
-        if search.sampler_for(space) is Sampler.GRID:
-            for point in grid(space):
-                optimiser.enqueue_trial(point)
-        before: tuple[tuple[float, ...], ...] = ()
-        for number in range(search.count(space)):
-            asked = optimiser.ask(_distributions(space))
-            values = {name: float(value) for name, value in asked.params.items()}
-            job = study.trial(cell, values)
-            cut = Cut(metric=metric, before=before, first=search.first, evaluations=search.evaluations) if search.prune else None
-            (outcome,) = yield (Asked(job=job, cut=cut),)
-            seconds += outcome.seconds
-            state = judged(outcome, cut) or outcome.state
-            seen = evaluations(outcome.history, metric)
-            score = _score(outcome, metric) if state is State.FINISHED else None
-            if state is State.FINISHED and score is None:
-                state, errors[f"trial {number}"] = State.FAILED, _unscored(metric)
-            if outcome.error is not None:
-                errors[f"trial {number}"] = outcome.error
-            if score is not None:
-                optimiser.tell(asked, score)
-                before = (*before, seen)
-                # Of equal ones the lower loss.
-                rank = (score if metric.larger_is_better else -score, -outcome.metrics.get("loss", 0.0))
-                best = (rank, values) if best is None or rank > best[0] else best
-            elif state is State.PRUNED:
-                cut_at = seen[: cut.length(seen)] if cut is not None else seen
-                for step, value in enumerate(cut_at):
-                    asked.report(value, step)
-                optimiser.tell(asked, state=TrialState.PRUNED)
-                before = (*before, cut_at)
-            else:
-                optimiser.tell(asked, state=TrialState.FAIL)
-            trials.append(Trial(values=values, state=state, score=score))
-    chosen: Mapping[str, float] | None = {} if not space else None if best is None else best[1]
+    searched = (yield from _search(study, cell)) if cell.space else _Searched()
+    chosen: Mapping[str, float] | None = {} if not cell.space else None if searched.best is None else searched.best[1]
     outcomes: Sequence[Outcome] = ()
     if chosen is not None:
+        metric = study.metrics[cell.task]
         outcomes = yield tuple(Asked(job=study.final(cell, seed, chosen)) for seed in study.seeds)
         for seed, one in zip(study.seeds, outcomes, strict=True):
             if one.error is not None or _score(one, metric) is None:
-                errors[f"seed {seed}"] = one.error or _unscored(metric)
-    return _entry(study, cell, tuple(trials), chosen, outcomes, seconds, errors)
+                searched.errors[f"seed {seed}"] = one.error or _unscored(metric)
+    return _entry(study, cell, searched, chosen, outcomes)
+
+
+def _search(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[Outcome], _Searched]:
+    """The trials of a cell, one after the other."""
+    metric, search, space = study.metrics[cell.task], study.search, cell.space
+    found = _Searched()
+    optimiser = optuna.create_study(direction=_direction(metric), sampler=_sampler(search, space))
+    if search.sampler_for(space) is Sampler.GRID:
+        for point in grid(space):
+            optimiser.enqueue_trial(point)
+    before: tuple[tuple[float, ...], ...] = ()
+    for number in range(search.count(space)):
+        asked = optimiser.ask(_distributions(space))
+        values = {name: float(value) for name, value in asked.params.items()}
+        cut = Cut(metric=metric, before=before, first=search.first, evaluations=search.evaluations) if search.prune else None
+        (outcome,) = yield (Asked(job=study.trial(cell, values), cut=cut),)
+        found.seconds += outcome.seconds
+        state = judged(outcome, cut) or outcome.state
+        seen = evaluations(outcome.history, metric)
+        score = _score(outcome, metric) if state is State.FINISHED else None
+        if state is State.FINISHED and score is None:
+            state, found.errors[f"trial {number}"] = State.FAILED, _unscored(metric)
+        if outcome.error is not None:
+            found.errors[f"trial {number}"] = outcome.error
+        if score is not None:
+            optimiser.tell(asked, score)
+            before = (*before, seen)
+            # Of equal ones the lower loss.
+            rank = (score if metric.larger_is_better else -score, -outcome.metrics.get("loss", 0.0))
+            found.best = (rank, values) if found.best is None or rank > found.best[0] else found.best
+        elif state is State.PRUNED:
+            cut_at = seen[: cut.length(seen)] if cut is not None else seen
+            for step, value in enumerate(cut_at):
+                asked.report(value, step)
+            optimiser.tell(asked, state=TrialState.PRUNED)
+            before = (*before, cut_at)
+        else:
+            optimiser.tell(asked, state=TrialState.FAIL)
+        found.trials.append(Trial(values=values, state=state, score=score))
+    return found
 
 
 def _score(outcome: Outcome, metric: Metric) -> float | None:
@@ -194,11 +206,9 @@ def _unscored(metric: Metric) -> str:
 def _entry(
     study: Study,
     cell: Cell,
-    trials: tuple[Trial, ...],
+    searched: _Searched,
     chosen: Mapping[str, float] | None,
     outcomes: Sequence[Outcome],
-    search_seconds: float,
-    errors: Mapping[str, str],
 ) -> Entry:
     finished = [one if one.state is State.FINISHED else None for one in outcomes] or [None] * len(study.seeds)
 
@@ -210,7 +220,7 @@ def _entry(
         contestant=cell.contestant,
         task=cell.task,
         budget=cell.budget,
-        trials=trials,
+        trials=tuple(searched.trials),
         chosen=chosen,
         edges=tuple(name for name, value in (chosen or {}).items() if cell.space[name].at_edge(value)),
         scores=each(lambda one: _score(one, metric)),
@@ -219,7 +229,7 @@ def _entry(
         file_bytes=each(lambda one: one.file_bytes),
         seconds=each(lambda one: one.seconds),
         cpu_seconds=each(lambda one: one.cpu_seconds),
-        search_seconds=search_seconds,
+        search_seconds=searched.seconds,
         memory=each(lambda one: one.memory),
-        errors=errors,
+        errors=searched.errors,
     )

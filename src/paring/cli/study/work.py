@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 import paring
@@ -206,23 +207,7 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
         extra.append(whole.callback())
     else:
         assert run.peft is not None
-        assert isinstance(prepared.model, PreTrainedModel)
-        batches = []
-        if contestants.needs_batches(run.peft):
-            if what is not None:
-                raise SettingError("peft: starts that are read off batches need a task with a loss of its own, and a planted one has none.")
-            plain = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, [])
-            batches = first_batches(plain, options.adapter.calibration_batches)
-        model = contestants.adapt(
-            prepared.model,
-            run.peft,
-            steps=total,
-            targets=targets(options.adapter.target_modules),
-            task_type=prepared.task.task_type if what is None else None,
-            saved=listed(options.adapter.modules_to_save),
-            seed=job.seed,
-            batches=batches,
-        )
+        model = _with_peft(options, run.peft, prepared, steps=total, seed=job.seed, planted=what is not None)
         extra += contestants.callbacks(model)
         prepared = replace(prepared, model=model)
     # The order of rows and dropout are the same for all contestants, whatever each has drawn for its start.
@@ -234,6 +219,27 @@ def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: 
     if isinstance(run.method, Method):
         calibrate_for(trainer, prepared.adapted, options.adapter.calibration_batches)
     return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, whole=whole)
+
+
+def _with_peft(options: TrainOptions, given: Mapping[str, Any], prepared: Prepared, *, steps: int, seed: int, planted: bool) -> PeftModel:
+    """The model with an adapter of PEFT's own, and the batches that its start may be read off."""
+    assert isinstance(prepared.model, PreTrainedModel)
+    batches = []
+    if contestants.needs_batches(given):
+        if planted:
+            raise SettingError("peft: starts that are read off batches need a task with a loss of its own, and a planted one has none.")
+        plain = make_trainer(options, prepared.task, prepared.base, prepared.model, prepared.rows, [])
+        batches = first_batches(plain, options.adapter.calibration_batches)
+    return contestants.adapt(
+        prepared.model,
+        given,
+        steps=steps,
+        targets=targets(options.adapter.target_modules),
+        task_type=None if planted else prepared.task.task_type,
+        saved=listed(options.adapter.modules_to_save),
+        seed=seed,
+        batches=batches,
+    )
 
 
 def _rows(job: Job, rows: Rows) -> Rows:

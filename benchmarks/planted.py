@@ -58,9 +58,9 @@ class Job:
     seed: int
     rate: float = 3e-3
     steps: int = 600
-    size: int = 32
-    device: str = "cpu"
-    dtype: str = "bf16"
+    size: int
+    device: str
+    dtype: str
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -335,6 +335,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--size", type=int, default=32, help="texts a step")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--name", default="planted", help="of the file of results")
@@ -342,8 +344,9 @@ def main() -> None:
     given = parser.parse_args()
     log = given.log or RESULTS / f"{given.name}.jsonl"
     fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))}
+    place = {"size": given.size, "device": given.device, "dtype": given.dtype}
     jobs = [
-        Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, device=given.device)
+        Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, **place)
         for pattern, seed, rate, name in itertools.product(range(given.patterns), range(given.seeds), given.rates, given.contestants)
         for budget in ([None] if name in fixed else given.budgets)
     ]
@@ -364,7 +367,11 @@ def main() -> None:
             f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
             f"rank error {row['rank_error']:.0%}  {row['runs']} runs"
         )
-    save(given.name, {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps}, measured(found))
+    save(
+        given.name,
+        {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps, "size": given.size, "dtype": given.dtype},
+        measured(found),
+    )
 
 
 if __name__ == "__main__":

@@ -42,17 +42,23 @@ OURS, BY_LOSS = "spectral", "spectral by loss"
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Rows from the top of the file, and how long is trained."""
+    """Rows from the top of the file, how long is trained, rows of a batch, and ``bf16`` for autocast or ``fp32``.
 
-    limit: int | None
-    steps: int
+    The precision is the task's, since not every machine that they were measured on has units for bfloat16; all contestants of a task have
+    the same.
+    """
+
+    limit: int | None = None
+    steps: int = 400
+    size: int = 16
+    dtype: str = "bf16"
 
 
 TASKS = {
-    "trec": Task(limit=None, steps=400),
-    "banking77": Task(limit=None, steps=800),
-    "mrpc": Task(limit=None, steps=400),
-    "sst2": Task(limit=5000, steps=400),
+    "trec": Task(),
+    "banking77": Task(steps=800, dtype="fp32"),
+    "mrpc": Task(size=8, dtype="fp32"),
+    "sst2": Task(limit=5000),
 }
 
 
@@ -66,7 +72,8 @@ class Job:
         rate: main learning rate.
         seed: of the adapter's start, the head and the order of the rows.
         held: score on a tenth of the training rows that is not trained on, and leave dev alone.
-        size, device, dtype: rows of a batch, where, and ``bf16`` for autocast.
+        device: where.
+        size, dtype: the task's.
     """
 
     task: str
@@ -74,9 +81,15 @@ class Job:
     rate: float
     seed: int
     held: bool
-    size: int = 16
-    device: str = "cpu"
-    dtype: str = "bf16"
+    device: str
+    size: int
+    dtype: str
+
+
+def job_of(task: str, contestant: str, rate: float, seed: int, *, held: bool, device: str) -> Job:
+    """A run of a task as the task wants it."""
+    of = TASKS[task]
+    return Job(task=task, contestant=contestant, rate=rate, seed=seed, held=held, device=device, size=of.size, dtype=of.dtype)
 
 
 Scored = Callable[[PeftModel], dict[str, float]]
@@ -205,11 +218,11 @@ def sizes(found: dict[Job, dict[str, Any]], job: Job) -> dict[str, dict[str, Any
     return {label(job.contestant, row): {**row, "rate": job.rate, "contestant": job.contestant} for row in found[job]["sizes"]}
 
 
-def chosen(found: dict[Job, dict[str, Any]], task: str) -> dict[str, dict[str, Any]]:
+def chosen(found: dict[Job, dict[str, Any]], task: str, device: str) -> dict[str, dict[str, Any]]:
     """For each contestant and size the row of its best rate on the tenth; of equally accurate ones the lower loss."""
     best: dict[str, dict[str, Any]] = {}
     for contestant, rate in itertools.product(CONTESTANTS, RATES):
-        for name, row in sizes(found, Job(task=task, contestant=contestant, rate=rate, seed=0, held=True)).items():
+        for name, row in sizes(found, job_of(task, contestant, rate, 0, held=True, device=device)).items():
             if name not in best or (row["accuracy"], -row["loss"]) > (best[name]["accuracy"], -best[name]["loss"]):
                 best[name] = row
     return best
@@ -240,14 +253,11 @@ def main() -> None:
         return rows
 
     tasks, names = given.tasks, list(CONTESTANTS)
-    searches = [
-        Job(task=task, contestant=name, rate=rate, seed=0, held=True, device=given.device)
-        for task, name, rate in itertools.product(tasks, names, RATES)
-    ]
+    searches = [job_of(task, name, rate, 0, held=True, device=given.device) for task, name, rate in itertools.product(tasks, names, RATES)]
     found = run(searches)
-    best = {task: chosen(found, task) for task in tasks}
+    best = {task: chosen(found, task, given.device) for task in tasks}
     finals = {
-        (task, name, seed): Job(task=task, contestant=row["contestant"], rate=row["rate"], seed=seed, held=False, device=given.device)
+        (task, name, seed): job_of(task, row["contestant"], row["rate"], seed, held=False, device=given.device)
         for task in tasks
         for name, row in best[task].items()
         for seed in range(given.seeds)

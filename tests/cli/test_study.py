@@ -26,6 +26,7 @@ from paring.core.errors import DataError
 from paring.study.records import Job, Metric, Phase, State
 from paring.study.search import Asked, Cut
 from paring.train import Recorder
+from tests.study.samples import nothing
 
 Run = Callable[..., int]
 
@@ -257,6 +258,8 @@ def test_a_study_from_its_file_to_its_report(
         (("compare", "a", "b"), {"output_dir": "nowhere"}, "holds no findings.json"),
         (("FILE",), {"define": "base"}, "--define base: give NAME=VALUE"),
         (("FILE",), {}, "Give --define base=VALUE"),
+        (("FILE", "--no_probe"), {"define": "base=BERT, data=MOODS,here"}, ",here'. Did you mean 'moods"),
+        (("FILE", "--no_probe"), {"define": "base=BERTS,data=MOODS"}, "There is no file or folder"),
         (("FILE",), {"define": "base=BERT,data=MOODS", "reference": "LoRa"}, "Did you mean 'LoRA'"),
         (("FILE",), {"define": "base=BERT,data=MOODS", "workers": 0}, "--workers 0"),
         (("FILE", "--no_probe"), {"define": "base=BERT,data=MOODS", "max_hours": 1}, "leave one of them out"),
@@ -279,6 +282,15 @@ def test_a_wrong_command_is_refused(
     assert run("study", *map(put, words), **{name: put(value) for name, value in flags.items()}) == 1
     assert said in capsys.readouterr().err
     assert not (file.parent / "small" / "results.json").exists()
+
+
+def test_a_study_of_which_nothing_came_says_so(
+    file: Path, bert: Path, moods: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("paring.study.conduct.conduct", lambda *given, **more: nothing())
+    assert run("study", file, "--no_probe", define=f"base={bert},data={moods}") == 1
+    assert "no run came to its end; " in capsys.readouterr().err
+    assert "report.html" in {path.name for path in (file.parent / "small").iterdir()}
 
 
 @pytest.mark.slow

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paring.cli.flags import listed, option, simple
+from paring.cli.flags import option, simple
 from paring.core.errors import OutputExistsError, SettingError, near
 
 if TYPE_CHECKING:
     from paring.cli.study.build import Built
     from paring.study.records import Findings
     from paring.study.store import Store
+
+_NEXT = re.compile(r",\s*(?=[^\W\d]\w*\s*=)")
+"""The comma before a further definition; a value may hold others."""
 
 RUNS, RESULTS, COSTS, FINDINGS, PAGE = "runs.db", "results.json", "costs.json", "findings.json", "report.html"
 
@@ -93,6 +97,9 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path) -> int:
         say(f"paring: stopped; what has run is kept in {store.path}. Go on with the same command:\n  {study.command}")
         return INTERRUPTED
     _write(findings, folder, options.reference)
+    if all(score is None for entry in findings.entries for score in entry.scores):
+        say(f"paring: no run came to its end; {folder / PAGE} tells what went wrong.")
+        return 1
     return 0
 
 
@@ -131,11 +138,11 @@ def _compare(options: Options) -> int:
 
 def _definitions(given: str | Sequence[str] | None) -> Mapping[str, str]:
     found: dict[str, str] = {}
-    for item in listed(given) or []:
+    for item in _NEXT.split(given) if isinstance(given, str) else given or ():
         name, equals, value = item.partition("=")
-        if not equals or not name.strip().isidentifier() or not value:
+        if not equals or not name.strip().isidentifier() or not value.strip():
             raise SettingError(f"--define {item}: give NAME=VALUE, several separated by commas.")
-        found[name.strip()] = value
+        found[name.strip()] = value.strip()
     return found
 
 

@@ -282,11 +282,22 @@ def _folder(folder: Path, split: str, config: str | None) -> Dataset:
 
 
 def _hub(name: str, split: str, config: str | None) -> Dataset:
+    check_there(name)
+    return _loaded(name, split, config)
+
+
+def check_there(name: str) -> None:
+    """Refuse what is neither here nor a name that something on the hub can have.
+
+    Raises:
+        DataError: names what is beside it.
+    """
     path = Path(name)
+    if path.exists():
+        return
     if path.suffix.lower() in BUILDERS or name.startswith((".", "/", "~")) or name.count("/") > 1:
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"There is no file or folder {name!r}.{near(path.name, beside)}")
-    return _loaded(name, split, config)
 
 
 def _loaded(name: str, split: str, config: str | None) -> Dataset:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paring.cli.data.read import check_there
 from paring.cli.run.base import WEIGHTS
 from paring.cli.study.flags import filled
 from paring.core.errors import DataError
@@ -21,13 +22,14 @@ def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
     """The study whose runs are known by the content of their files as well.
 
     Raises:
-        DataError: a folder of data or weights is not there.
+        DataError: data or weights are not there, and have no name of the hub either.
     """
     cells = []
     for cell in study.cells:
         flags = filled(cell.settings["flags"], definitions)
         found = {name: _content(str(flags[name])) for name in DATA if flags.get(name) is not None}
         base = Path(str(flags["model_name_or_path"]))
+        check_there(str(flags["model_name_or_path"]))
         if base.is_dir():
             found["model"] = _weights(base)
         cells.append(replace(cell, settings={**cell.settings, "digests": found}))
@@ -45,6 +47,7 @@ def _content(name: str) -> Any:
         if not found:
             raise DataError(f"The folder {name!r} holds no data.")
         return found
+    check_there(name)
     return name
 
 

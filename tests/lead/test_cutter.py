@@ -100,7 +100,7 @@ def test_a_budget_above_the_start_cuts_nothing() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"times": 0}, {"until": 0.0}, {"until": 1.0}, {"steps": 0}, {"look": 0}, {"score": "best"}, {"moments": "kept"}],
+    [{"times": 0}, {"until": 0.0}, {"until": 1.0}, {"steps": 0}, {"look": 0}, {"score": "best"}, {"moments": "kept"}, {"quicken": 1.5}],
     ids=str,
 )
 def test_settings_that_are_none(settings: dict[str, Any], unchecked: None) -> None:
@@ -205,6 +205,35 @@ def test_the_optimizers_memory_is_turned_or_forgotten(moments: Moments) -> None:
     assert int(after["step"]) == 1, "the optimizer's own count goes on"
 
 
+@pytest.mark.parametrize("name", ["momentum", "foreach", "fused"])
+@pytest.mark.parametrize("quicken", [0.5, 1.0])
+def test_a_step_moves_a_module_that_was_cut_as_many_times_as_far_as_its_setting_says(name: str, quicken: float) -> None:
+    make: Callable[[nn.Module], torch.optim.Optimizer] = {
+        "momentum": lambda model: torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9),
+        "foreach": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=True),
+        "fused": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True),
+    }[name]
+    plain, quick = (adapted(budget=Share(share=0.4), cuts=1, until=0.5, steps=4, quicken=value) for value in (0.0, quicken))
+    optimizers = make(plain), make(quick)
+    for model, optimizer in zip((plain, quick), optimizers, strict=True):
+        train(model, optimizer, range(2))
+    slots_of = ordered(plain), ordered(quick)
+    before = {path: (slot.A.clone(), slot.B.clone()) for path, slot in slots_of[0].items()}
+    for path, (a, b) in before.items():
+        assert torch.equal(slots_of[1][path].A, a), "until there was a cut nothing is longer"
+        assert torch.equal(slots_of[1][path].B, b)
+    assert {slot.left for slot in slots_of[0].values()} != {4}
+    for model, optimizer in zip((plain, quick), optimizers, strict=True):
+        train(model, optimizer, range(2, 3))
+    for path, (a, b) in before.items():
+        one, other = slots_of[0][path], slots_of[1][path]
+        times = (4 / one.left) ** quicken if one.left else 1.0
+        torch.testing.assert_close(other.A - a, times * (one.A - a), rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(other.B - b, times * (one.B - b), rtol=1e-4, atol=1e-7)
+        assert one.left == 0 or not torch.equal(one.B, b)
+        assert not other.A[other.left :].any()
+
+
 # --- a size that nobody has said ---------------------------------------------------------------------------------------------
 
 
@@ -265,7 +294,7 @@ def test_where_nothing_stands_out_nothing_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 11, 12, 15])
 def test_resumed_equals_uninterrupted(stop: int, score: Score, budget: Budget, tmp_path: Path) -> None:
     def fresh() -> tuple[PeftModel, torch.optim.Optimizer]:
-        model = adapted(budget=budget, score=score, look=2)
+        model = adapted(budget=budget, score=score, look=2, quicken=0.5 if score == "size" else 0.0)
         return model, optimizer_of(model)
 
     whole, optimizer = fresh()

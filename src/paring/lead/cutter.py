@@ -7,7 +7,7 @@ of the schedule is the step alone, which is saved with each slot, so a run that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Cutter(Leader):
         SettingError: there is no slot, the slots ask for different cuts, or the budget does not pay for a single rank.
     """
 
+    prepares: ClassVar[bool] = True
+
     def __init__(self, slots: Mapping[str, Ordered], steps: int) -> None:
         positive_int("steps", steps)
         updates = {slot.update for slot in slots.values()}
@@ -47,6 +49,8 @@ class Cutter(Leader):
                 f"A budget of {goal} parameters does not pay for one rank: the cheapest of these modules takes {cheapest}, and all of them "
                 f"start with {self.start}. Ask for more."
             )
+        # Where the factors were before the step that is under way, and how many times as far it is to go.
+        self._from: list[tuple[Tensor, Tensor, float]] = []
         follow(self.slots, self)
 
     @property
@@ -54,8 +58,23 @@ class Cutter(Leader):
         """What is left."""
         return sum(slot.cost * slot.left for slot in self.slots.values())
 
+    def before(self, optimizer: Optimizer) -> None:
+        """Note where the factors are whose steps are to be longer."""
+        self._from = []
+        if self.update.quicken:
+            for slot in self.slots.values():
+                if (pace := slot.pace) != 1.0:
+                    for factor in (slot.A[: slot.left], slot.B[:, : slot.left]):
+                        self._from.append((factor, factor.clone(), pace))
+
     def after(self, optimizer: Optimizer) -> None:
-        """Count the step that has just been taken, for empty modules too, and cut if more is left than may be by now."""
+        """Lengthen and count the step that has just been taken, for empty modules too, and cut if more is left than may be by now."""
+        if self._from:
+            factors, old, paces = zip(*self._from, strict=True)
+            self._from = []
+            moved = torch._foreach_sub(factors, old)
+            torch._foreach_mul_(moved, [pace - 1.0 for pace in paces])
+            torch._foreach_add_(factors, moved)
         looked = self.looks(max(slot.taken for slot in self.slots.values()))
         for slot in self.slots.values():
             if looked:

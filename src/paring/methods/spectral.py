@@ -52,6 +52,8 @@ class Spectral(Method):
         score: what a rank is worth: its singular value (``"size"``), or what the loss would lose without it (``"loss"``).
         look: batches before each cut from which ``"loss"`` is estimated.
         moments: whether an optimizer's memory of the factors is turned with them (``"turn"``) or forgotten (``"reset"``).
+        quicken: q, in [0, 1]: a module that k of its r ranks are left of moves :math:`(r / k)^q` times as far at each step. A thin LoRA
+            wants a larger rate than a wide one, and what begins as the one ends as the other; 0 leaves the steps alone.
         init: where the factors start.
 
     Raises:
@@ -67,6 +69,7 @@ class Spectral(Method):
         verified=(
             "a cut is the best approximation of its rank, by size or in the norm of inputs and gradients",
             "gradients and Adam's moments turn as the factors do",
+            "a step moves a module that was cut as many times as far as its setting says",
             "the budget is reached at the last cut, never exceeded, and missed by less than one rank",
             "the knee is the point of the spectrum farthest above the chord",
             "what was cut stays zero, whatever the optimizer remembers",
@@ -86,6 +89,7 @@ class Spectral(Method):
     score: Score = "size"
     look: int = 8
     moments: Moments = "turn"
+    quicken: float = 0.0
     init: Initialiser = part(Initialiser, default=KaimingZero())
 
     def __post_init__(self) -> None:
@@ -105,6 +109,7 @@ class Spectral(Method):
             score=self.score,
             look=self.look,
             moments=self.moments,
+            quicken=self.quicken,
         )
 
     @property

@@ -93,6 +93,11 @@ class Ordered(Followed):
         return self._left
 
     @property
+    def pace(self) -> float:
+        r"""How many times as far as the optimizer a step moves the factors: :math:`(r / k)^q` with k of r ranks left."""
+        return (self.A.shape[0] / self.left) ** self.update.quicken if self.left else 1.0
+
+    @property
     def settled(self) -> bool:
         """Whether the last cut has been made, as far as this slot knows: that of a size that is not known before it."""
         if self._settled is None:

@@ -31,6 +31,8 @@ class Cut(Update):
             moments of inputs and gradients over the last batches before a cut.
         look: so many batches.
         moments: whether what an optimizer remembers of the factors is turned with them (``"turn"``) or forgotten (``"reset"``).
+        quicken: q, in [0, 1]. A module that k of its r ranks are left of moves :math:`(r / k)^q` times as far at each step as the optimizer
+            moves it; 0 leaves its steps alone.
     """
 
     name: ClassVar[str] = "cut"
@@ -42,6 +44,7 @@ class Cut(Update):
     score: Score = "size"
     look: int = 8
     moments: Moments = "turn"
+    quicken: float = 0.0
 
     def __post_init__(self) -> None:
         member("budget", self.budget, Budget)
@@ -52,6 +55,7 @@ class Cut(Update):
         choice("moments", self.moments, ("turn", "reset"))
         positive_int("look", self.look)
         number("until", self.until, low=0.0, high=1.0, open_low=True, open_high=True)
+        number("quicken", self.quicken, low=0.0, high=1.0)
 
     def looks(self, step: int, steps: int) -> bool:
         """Whether the step that follows ``step`` is one of the last before a cut, whose batches are looked at."""

@@ -318,6 +318,8 @@ CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
     "spectral, until .4": spectral(until=0.4),
     "spectral, r 4": spectral(rank=4),
     "spectral, by loss": spectral(score="loss"),
+    "spectral, quick": spectral(quicken=0.5),
+    "spectral, by loss, quick": spectral(score="loss", quicken=0.5),
     "spectral, knee": ours(lambda _: Spectral()),
     "spectral, r 16, knee": ours(lambda _: Spectral(rank=16)),
     "spectral, by loss, 1 cut": spectral(score="loss", cuts=1),

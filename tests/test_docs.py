@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 import paring
 from paring.attach.find import layers, slots
+from paring.cli.commands.study import FINDINGS
 from paring.cli.main import main
 from paring.cli.study.build import build
 from paring.cli.study.text import read_text
@@ -28,6 +29,7 @@ from paring.core.prox import released_threshold, soft_threshold
 from paring.methods.lora import LoRA
 from paring.methods.shira import SHiRA
 from paring.methods.sora import SoRA
+from paring.study.page import render_study
 from paring.study.tables import results_table
 from paring.train import Scores, create_optimizer, sparsify
 from tests.study.samples import usual
@@ -414,9 +416,8 @@ def test_tables_of_a_study_hold_its_numbers_and_its_page_joins_the_site(tmp_path
     assert not studies.pages(kept)
     found = usual()
     (kept / "decoder").mkdir(parents=True)
-    (kept / "decoder" / studies.FINDINGS).write_text(found.to_json(), encoding="utf-8")
-    (kept / "decoder" / studies.PAGE).write_text("<p>page", encoding="utf-8")
-    assert studies.pages(kept) == {"studies/decoder-report.html": kept / "decoder" / studies.PAGE}
+    (kept / "decoder" / FINDINGS).write_text(found.to_json(), encoding="utf-8")
+    assert studies.pages(kept) == {"studies/decoder-report.html": render_study(found)}
     made = studies.table("decoder-results", kept)
     for task in found.metrics:
         for row in results_table(found, task, "x").rows:

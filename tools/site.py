@@ -41,10 +41,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the reference, which exist nowhere but in the site, and those of studies."""
-    for uri, text in _reference(_package(config)).items():
+    for uri, text in (*_reference(_package(config)).items(), *studies.pages().items()):
         files.append(File.generated(config, uri, content=text))
-    for uri, path in studies.pages().items():
-        files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
 
 

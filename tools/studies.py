@@ -1,18 +1,20 @@
-"""The studies of ``benchmarks/studies`` in Markdown, and their pages for the site: what ``make study`` has kept of each."""
+"""The studies of ``benchmarks/studies`` in Markdown, and their pages for the site, out of what ``make study`` has kept of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from paring.cli.commands.study import FINDINGS
 from paring.report.tables import Table
 from paring.study import tables
+from paring.study.page import render_study
 from paring.study.records import Findings
+from tools.markdown import missing, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = tuple(sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("*.yaml")))
 RESULTS = ROOT / "benchmarks" / "results" / "studies"
-FINDINGS, PAGE = "findings.json", "report.html"
 
 
 def results(findings: Findings) -> list[Table]:
@@ -53,24 +55,28 @@ def table(key: str, kept: Path = RESULTS) -> str:
     if key not in names():
         raise LookupError(f"There is no table {key!r} of a study; there are {', '.join(names())}.")
     name, _, part = key.rpartition("-")
-    path = kept / name / FINDINGS
-    if not path.exists():
-        return f"*Not measured yet: there is no `{path.relative_to(kept.parent.parent.parent).as_posix()}`.*"
-    findings = Findings.from_json(path.read_text(encoding="utf-8"))
+    findings = _found(name, kept)
+    if findings is None:
+        return missing(kept / name / FINDINGS, kept.parent.parent.parent)
     made = [_markdown(one) for one in PARTS[part](findings)]
     return "\n\n".join([*made, _measured(findings)] if part == "results" else made)
 
 
-def pages(kept: Path = RESULTS) -> dict[str, Path]:
-    """Where each study's page belongs in the site, and where it lies."""
-    found = {name: kept / name / PAGE for name in NAMES}
-    return {f"studies/{name}-report.html": path for name, path in found.items() if path.exists()}
+def pages(kept: Path = RESULTS) -> dict[str, str]:
+    """The page of each study that was run, by where it belongs in the site."""
+    found = {name: _found(name, kept) for name in NAMES}
+    return {f"studies/{name}-report.html": render_study(findings) for name, findings in found.items() if findings is not None}
+
+
+def _found(name: str, kept: Path) -> Findings | None:
+    path = kept / name / FINDINGS
+    return Findings.from_json(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _markdown(made: Table) -> str:
-    lines = [[name for name, _ in made.columns], ["---:" if number else "---" for _, number in made.columns]]
-    lines += [[cell.text.replace("|", "\\|") for cell in row] for row in made.rows]
-    return f"{made.caption}:\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    heads, numbers = zip(*made.columns, strict=True)
+    body = ([cell.text.replace("|", "\\|") for cell in row] for row in made.rows)
+    return f"{made.caption}:\n\n{rows(heads, body, numbers)}"
 
 
 def _measured(findings: Findings) -> str:

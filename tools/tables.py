@@ -16,11 +16,12 @@ import importlib
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tools import dependencies, matrix, studies, trust
+from tools.markdown import missing, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,17 +50,9 @@ def table(name: str, results: Path = RESULTS) -> str:
         raise LookupError(f"There is no table {name!r}; there are {', '.join([*CONTRACT, *BENCHMARKS])}.")
     path = results / f"{name}.json"
     if not path.exists():
-        return f"*Not measured yet: there is no `{path.relative_to(results.parent.parent)}`.*"
+        return missing(path, results.parent.parent)
     result = json.loads(path.read_text(encoding="utf-8"))
     return f"{BENCHMARKS[name](result)}\n\n{_measured(result)}"
-
-
-def rows(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first are set to the right where they hold numbers."""
-    body = [list(row) for row in body]
-    numbers = [all(re.fullmatch(r"[-+±\d.,%e \[\]to]+", row[index]) for row in body) for index in range(len(head))]
-    rule = ["---:" if body and right else "---" for right in numbers]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (list(head), rule, *body))
 
 
 def exemptions() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ class Allocator(Leader):
         SettingError: ``steps`` is no number of steps, or the target is more than the triplets that there are.
     """
 
-    prepares: ClassVar[bool] = True
+    prepares = True
 
     def __init__(self, slots: Mapping[str, Triplet], update: Sensitivity, steps: int) -> None:
         positive_int("steps", steps)

@@ -7,7 +7,7 @@ of the schedule is the step alone, which is saved with each slot, so a run that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +31,6 @@ class Cutter(Leader):
         SettingError: there is no slot, the slots ask for different cuts, or the budget does not pay for a single rank.
     """
 
-    prepares: ClassVar[bool] = True
-
     def __init__(self, slots: Mapping[str, Ordered], steps: int) -> None:
         positive_int("steps", steps)
         updates = {slot.update for slot in slots.values()}
@@ -49,6 +47,7 @@ class Cutter(Leader):
                 f"A budget of {goal} parameters does not pay for one rank: the cheapest of these modules takes {cheapest}, and all of them "
                 f"start with {self.start}. Ask for more."
             )
+        self.prepares = self.update.quicken > 0
         # Where the factors were before the step that is under way, and how many times as far it is to go.
         self._from: list[tuple[Tensor, Tensor, float]] = []
         follow(self.slots, self)
@@ -60,12 +59,12 @@ class Cutter(Leader):
 
     def before(self, optimizer: Optimizer) -> None:
         """Note where the factors are whose steps are to be longer."""
-        self._from = []
-        if self.update.quicken:
-            for slot in self.slots.values():
-                if (pace := slot.pace) != 1.0:
-                    for factor in (slot.A[: slot.left], slot.B[:, : slot.left]):
-                        self._from.append((factor, factor.clone(), pace))
+        self._from = [
+            (factor, factor.clone(), slot.pace)
+            for slot in self.slots.values()
+            if slot.pace != 1.0
+            for factor in (slot.A[: slot.left], slot.B[:, : slot.left])
+        ]
 
     def after(self, optimizer: Optimizer) -> None:
         """Lengthen and count the step that has just been taken, for empty modules too, and cut if more is left than may be by now."""

@@ -24,7 +24,7 @@ class Sampler(Leader):
     """
 
     timed: ClassVar[bool] = False
-    prepares: ClassVar[bool] = True
+    prepares = True
 
     def __init__(self, slots: Mapping[str, Nested]) -> None:
         self.slots = dict(slots)

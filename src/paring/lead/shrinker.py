@@ -31,7 +31,7 @@ class Shrinker(Leader):
     """
 
     timed: ClassVar[bool] = False
-    prepares: ClassVar[bool] = True
+    prepares = True
 
     def __init__(self, slots: Mapping[str, Grouped], lasso: GroupLasso) -> None:
         self.slots = dict(slots)

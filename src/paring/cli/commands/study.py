@@ -138,7 +138,7 @@ def _compare(options: Options) -> int:
 
 def _definitions(given: str | Sequence[str] | None) -> Mapping[str, str]:
     found: dict[str, str] = {}
-    for item in _NEXT.split(given) if isinstance(given, str) else given or ():
+    for item in filter(None, _NEXT.split(given.strip(", ")) if isinstance(given, str) else given or ()):
         name, equals, value = item.partition("=")
         if not equals or not name.strip().isidentifier() or not value.strip():
             raise SettingError(f"--define {item}: give NAME=VALUE, several separated by commas.")

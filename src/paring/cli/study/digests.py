@@ -28,10 +28,10 @@ def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
     for cell in study.cells:
         flags = filled(cell.settings["flags"], definitions)
         found = {name: _content(str(flags[name])) for name in DATA if flags.get(name) is not None}
-        base = Path(str(flags["model_name_or_path"]))
-        check_there(str(flags["model_name_or_path"]))
-        if base.is_dir():
-            found["model"] = _weights(base)
+        base = str(flags["model_name_or_path"])
+        check_there(base)
+        if Path(base).is_dir():
+            found["model"] = _weights(Path(base))
         cells.append(replace(cell, settings={**cell.settings, "digests": found}))
     return replace(study, cells=tuple(cells))
 

@@ -31,7 +31,7 @@ class Leader(ABC):
     timed: ClassVar[bool] = True
     """Whether what it does depends on how long the training will be."""
 
-    prepares: ClassVar[bool] = False
+    prepares: bool = False
     """Whether it has something to do before a step."""
 
     def before(self, optimizer: Optimizer) -> None:  # noqa: B027 - most have nothing to do

@@ -6,10 +6,12 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import paring
 from paring.core.records import RunRecord
@@ -78,15 +80,56 @@ def test_flags_from_a_file_with_flags_on_top(bert: Path, moods: Path, run: Run, 
     assert done.history[-1].step == 2
 
 
-def test_regression_by_float_labels(bert: Path, run: Run, tmp_path: Path) -> None:
-    data = tmp_path / "stars.csv"
+@pytest.fixture(scope="session")
+def stars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 40 sentences with a number for each, 2.875 on average."""
+    data = tmp_path_factory.mktemp("stars") / "stars.csv"
     rows = "".join(f'"{text}",{4.5 if mood == "good" else 1.25}\n' for text, mood in sentences(40))
     data.write_text("text,score\n" + rows, encoding="utf-8")
+    return data
+
+
+def test_regression_by_float_labels(bert: Path, stars: Path, run: Run, tmp_path: Path) -> None:
+    data = stars
     assert run("train", **TRAIN, model_name_or_path=bert, dataset_name=data, output_dir=tmp_path / "out") == 0
     done = record(tmp_path / "out")
     assert {"pearson", "spearman", "mse"} <= set(done.metrics)
     assert done.settings["rows"] == {"train": 36, "eval": 4}
     assert json.loads((tmp_path / "out" / "adapter" / "config.json").read_text())["problem_type"] == "regression"
+
+
+STILL = {"max_steps": 1, "learning_rate": 1e-12, "eval_share": 0}
+
+
+@pytest.mark.parametrize("flags", [{"method": "lora", "rank": 2}, {"method": "lisa", "layers": 1}])
+def test_a_new_regression_head_starts_at_the_mean(
+    flags: dict[str, Any], bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", **STILL, **flags, model_name_or_path=bert, dataset_name=stars, output_dir=tmp_path / "out") == 0
+    assert "head: starts at the mean of the training labels, 2.875" in capsys.readouterr().err
+    out = tmp_path / "out"
+    heads = paring.read(out / "adapter").heads if flags["method"] == "lora" else load_file(out / "model" / "model.safetensors")
+    assert heads["classifier.bias"].item() == pytest.approx(2.875)
+
+
+def test_a_regression_head_that_is_found_stays(
+    bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=1)
+    torch.nn.init.constant_(model.classifier.bias, -7.0)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path / "base")
+    assert run("train", **STILL, method="lora", model_name_or_path=tmp_path / "base", dataset_name=stars, output_dir=tmp_path / "out") == 0
+    assert "head: starts" not in capsys.readouterr().err
+    assert paring.read(tmp_path / "out" / "adapter").heads["classifier.bias"].item() == pytest.approx(-7.0)
+
+
+def test_a_regression_head_without_bias_is_left_alone(
+    llama: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", **STILL, method="lora", model_name_or_path=llama, dataset_name=stars, output_dir=tmp_path / "out") == 0
+    assert "head: starts" not in capsys.readouterr().err
+    assert set(paring.read(tmp_path / "out" / "adapter").heads) == {"score.weight"}
 
 
 def test_pairs_keep_both_texts_and_label_names(bert: Path, run: Run, jsonl: Callable[..., Path], tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ class Base:
     Attributes:
         model: with the head that the task needs.
         tokenizer: with a token to pad with.
-        new_head: whether the head was made anew, and not found in the folder.
+        unset: parameters that were drawn anew, since the folder has none that fit: those of a new head.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    new_head: bool
+    unset: frozenset[str] = frozenset()
 
 
 def check_folder(name: str) -> None:
@@ -124,7 +124,7 @@ def load_base(options: ModelOptions, task: Task, seed: int) -> Base:
         check_decoder(loaded(lambda: AutoConfig.from_pretrained(name, **settings), name, "config"), name)
         model, info = loaded(lambda: AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **common), name, "model")
         check_loaded(model, info, name)
-        return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=False)
+        return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer)
     settings = {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     config = loaded(lambda: AutoConfig.from_pretrained(name, **settings), name, "config")
     if task.kind == "regression":
@@ -142,8 +142,8 @@ def load_base(options: ModelOptions, task: Task, seed: int) -> Base:
     check_loaded(model, info, name)
     if task.kind == "classification":
         model.config.id2label, model.config.label2id = task.id2label, {label: index for index, label in task.id2label.items()}
-    unset = {*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])}
-    return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, new_head=bool(unset))
+    unset = frozenset((*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])))
+    return Base(model=_ready(model, tokenizer, options), tokenizer=tokenizer, unset=unset)
 
 
 def place_of(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, set_seed
@@ -19,10 +18,9 @@ from paring.cli.flags import listed
 from paring.cli.run.base import Base, check_folder, load_base
 from paring.cli.run.checkpoints import check_targets, check_task
 from paring.cli.run.checks import targets
-from paring.cli.run.loaded import labels_of
+from paring.cli.run.heads import start_at_mean, take_heads
 from paring.cli.run.options import DataOptions, TrainOptions
 from paring.cli.run.trainer import Rows
-from paring.core.adapter import Adapter
 from paring.core.errors import DataError, SettingError
 from paring.method import Method
 
@@ -86,7 +84,9 @@ def load(options: TrainOptions, resume: Path | None) -> Prepared:
     base = load_base(options.model, task, options.training.seed)
     if template is not None:
         base.tokenizer.chat_template = template
-    return Prepared(task=task, rows=Rows(train=rows, held_out=held_out, origin=origin), base=base, model=base.model)
+    parts = Rows(train=rows, held_out=held_out, origin=origin)
+    start_at_mean(base, task, parts)
+    return Prepared(task=task, rows=parts, base=base, model=base.model)
 
 
 def prepare(options: TrainOptions, method: Method, resume: Path | None) -> Prepared:
@@ -141,22 +141,6 @@ def attach(options: TrainOptions, method: Method, loaded: Prepared, *, headed: b
     return replace(loaded, model=model, ranks=ranks)
 
 
-@torch.no_grad()
-def take_heads(base: Base, adapter: Adapter, source: str, task: Task) -> None:
-    """Begin with the trained heads of the adapter that is started from, where they are for the same labels."""
-    if not adapter.heads:
-        return
-    own = dict(base.model.named_parameters())
-    names = tuple(task.id2label.values()) if task.kind == "classification" else ()
-    same = task.kind != "classification" or tuple(labels_of(Path(source), len(names)).values()) == names
-    if not same or any(name not in own or own[name].shape != tensor.shape for name, tensor in adapter.heads.items()):
-        say(f"head: starts anew, since that of {source!r} is for other labels")
-        return
-    for name, tensor in adapter.heads.items():
-        own[name].copy_(tensor)
-    say(f"head: starts as that of {source!r}")
-
-
 def read_template(path: Path) -> str:
     """The text of a chat template.
 
@@ -207,7 +191,7 @@ def describe(trainer: Trainer, prepared: Prepared, method: Method) -> None:
     ranks = f"{total} ranks, " if total else ""
     say(
         f"model: {method.about.title} on {len(adapter.updates)} modules, {ranks}{adapter.parameters:,} adapter parameters"
-        + (f", {adapter.head_parameters:,} in a {'new' if base.new_head else 'found'} head" if adapter.heads else "")
+        + (f", {adapter.head_parameters:,} in a {'new' if base.unset else 'found'} head" if adapter.heads else "")
         + f"; {where(trainer)}"
     )
 

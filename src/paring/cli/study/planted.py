@@ -234,7 +234,7 @@ def load_planted(options: TrainOptions) -> Prepared:
     return Prepared(
         task=Task(kind="regression", texts=(column,)),
         rows=Rows(train=rows, held_out=held_out, origin=origin),
-        base=Base(model=model, tokenizer=tokenizer, new_head=False),
+        base=Base(model=model, tokenizer=tokenizer),
         model=model,
     )
 

@@ -281,7 +281,7 @@ def test_a_wrong_command_is_refused(
 
     assert run("study", *map(put, words), **{name: put(value) for name, value in flags.items()}) == 1
     assert said in capsys.readouterr().err
-    assert not (file.parent / "small" / "results.json").exists()
+    assert not (file.parent / "small").exists()
 
 
 def test_a_study_of_which_nothing_came_says_so(

@@ -112,6 +112,21 @@ def test_a_new_regression_head_starts_at_the_mean(
     assert heads["classifier.bias"].item() == pytest.approx(2.875)
 
 
+def test_a_regression_head_starts_as_that_of_the_adapter(
+    bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**STILL, "method": "lora", "model_name_or_path": bert, "dataset_name": stars}
+    assert run("train", **{**given, "learning_rate": 1e-2, "max_steps": 4}, output_dir=tmp_path / "first") == 0
+    before = paring.read(tmp_path / "first" / "adapter").heads["classifier.bias"]
+    assert before.item() != pytest.approx(2.875, abs=1e-4)
+    capsys.readouterr()
+    assert run("train", **given, init_adapter=tmp_path / "first" / "adapter", output_dir=tmp_path / "second") == 0
+    said = capsys.readouterr().err
+    assert "head: starts as that of" in said
+    assert "the mean" not in said
+    assert torch.allclose(paring.read(tmp_path / "second" / "adapter").heads["classifier.bias"], before)
+
+
 def test_a_regression_head_that_is_found_stays(
     bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

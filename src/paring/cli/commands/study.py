@@ -14,6 +14,7 @@ from paring.core.errors import OutputExistsError, SettingError, near
 
 if TYPE_CHECKING:
     from paring.cli.study.build import Built
+    from paring.study.plan import Study
     from paring.study.records import Findings
     from paring.study.store import Store
 
@@ -50,6 +51,8 @@ def run(options: Options) -> int:
         )
     from paring.cli.console import calm_libraries
     from paring.cli.study.build import build
+    from paring.cli.study.digests import with_digests
+    from paring.cli.study.progress import workers_for
     from paring.cli.study.text import read_text
     from paring.study.store import opened
 
@@ -61,23 +64,22 @@ def run(options: Options) -> int:
     folder = Path(options.output_dir) if options.output_dir is not None else file.with_suffix("")
     if folder.is_file():
         raise OutputExistsError(f"--output_dir {str(folder)!r} is a file; give a folder.")
+    if options.max_hours is not None and not options.probe:
+        raise SettingError("--no_probe and --max_hours: the hours are known from timing a few steps; leave one of them out.")
+    study = with_digests(built.study, built.definitions)  # reads all data, so what is missing is refused before anything is written
+    workers = workers_for(options.workers, built.threads)
     with opened(folder / RUNS) as store:
-        return _conduct(options, built, store, folder)
+        return _conduct(options, built, study, store, folder, workers)
 
 
-def _conduct(options: Options, built: Built, store: Store, folder: Path) -> int:
+def _conduct(options: Options, built: Built, study: Study, store: Store, folder: Path, workers: int) -> int:
     from paring.cli.console import INTERRUPTED, say
-    from paring.cli.study.digests import with_digests
-    from paring.cli.study.progress import Line, workers_for
+    from paring.cli.study.progress import Line
     from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
     from paring.study.conduct import conduct
 
-    study = with_digests(built.study, built.definitions)
-    workers = workers_for(options.workers, built.threads)
     if not options.probe:
-        if options.max_hours is not None:
-            raise SettingError("--no_probe and --max_hours: the hours are known from timing a few steps; leave one of them out.")
         runs_told(study)
     estimates = plan_told(study, store, built, options.max_hours) if options.probe else {}
     if options.plan:

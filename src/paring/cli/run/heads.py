@@ -17,19 +17,20 @@ from paring.core.adapter import Adapter
 
 
 @torch.no_grad()
-def take_heads(base: Base, adapter: Adapter, source: str, task: Task) -> None:
-    """Begin with the trained heads of the adapter that is started from, where they are for the same labels."""
+def take_heads(base: Base, adapter: Adapter, source: str, task: Task) -> bool:
+    """Begin with the trained heads of the adapter that is started from, where they are for the same labels; whether that was so."""
     if not adapter.heads:
-        return
+        return False
     own = dict(base.model.named_parameters())
     names = tuple(task.id2label.values()) if task.kind == "classification" else ()
     same = task.kind != "classification" or tuple(labels_of(Path(source), len(names)).values()) == names
     if not same or any(name not in own or own[name].shape != tensor.shape for name, tensor in adapter.heads.items()):
         say(f"head: starts anew, since that of {source!r} is for other labels")
-        return
+        return False
     for name, tensor in adapter.heads.items():
         own[name].copy_(tensor)
     say(f"head: starts as that of {source!r}")
+    return True
 
 
 @torch.no_grad()

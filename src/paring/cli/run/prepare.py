@@ -85,7 +85,8 @@ def load(options: TrainOptions, resume: Path | None) -> Prepared:
     if template is not None:
         base.tokenizer.chat_template = template
     parts = Rows(train=rows, held_out=held_out, origin=origin)
-    start_at_mean(base, task, parts)
+    if options.adapter.init_adapter is None:  # whose head it may start with
+        start_at_mean(base, task, parts)
     return Prepared(task=task, rows=parts, base=base, model=base.model)
 
 
@@ -122,7 +123,8 @@ def attach(options: TrainOptions, method: Method, loaded: Prepared, *, headed: b
     wanted = targets(options.adapter.target_modules)
     if options.adapter.init_adapter is not None:
         start = paring.read(options.adapter.init_adapter)
-        take_heads(base, start, options.adapter.init_adapter, task)
+        if not take_heads(base, start, options.adapter.init_adapter, task):
+            start_at_mean(base, task, loaded.rows)
         if wanted == "all-linear":
             wanted = [path for path, rank in start.ranks.items() if rank]
             say(f"adapter: on the {len(wanted)} modules that {options.adapter.init_adapter!r} has (--target_modules says otherwise)")

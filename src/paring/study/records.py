@@ -188,6 +188,11 @@ class Metric:
     larger_is_better: bool
     points: float
 
+    @property
+    def share(self) -> bool:
+        """Whether it is a share, told in percent."""
+        return self.points == 100.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:

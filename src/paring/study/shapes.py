@@ -11,8 +11,8 @@ from paring.study.records import Entry, Findings, Metric, State
 from paring.study.statistics import DIGITS, Interval, mean_score, spread
 
 RATE = "learning_rate"
-MARGIN = 1.0
-"""So many points below the best still count as good."""
+MARGIN = 0.01
+"""What still counts as good: so much of a share below the best (a point), or so much of the best score where it is no share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,15 @@ class Place:
     dominated_by: str | None
 
 
-def valley(entry: Entry, metric: Metric, margin: float = MARGIN) -> Valley | None:
+def valley(entry: Entry, metric: Metric, margin: float | None = None) -> Valley | None:
     """The learning-rate curve of a search; ``None`` where no rate was searched, or no trial came to its end.
 
     A rate none of whose trials came to its end has no score and bounds the valley: it was cut short since others were better, or failed.
+
+    Args:
+        entry: whose trials are looked at.
+        metric: what they were scored in.
+        margin: in points, how much below the best is still good; ``None`` for :data:`MARGIN`.
     """
     sign = 1.0 if metric.larger_is_better else -1.0
     best: dict[float, float] = {}
@@ -77,9 +82,10 @@ def valley(entry: Entry, metric: Metric, margin: float = MARGIN) -> Valley | Non
     tried = sorted({trial.values[RATE] for trial in entry.trials if RATE in trial.values})
     top = max(sorted(best), key=lambda rate: best[rate])
     low = high = tried.index(top)
+    allowed = MARGIN * metric.points * (1.0 if metric.share else abs(best[top])) if margin is None else margin
 
     def inside(rate: float) -> bool:
-        return rate in best and round((best[top] - best[rate]) * metric.points, DIGITS) <= margin
+        return rate in best and round((best[top] - best[rate]) * metric.points, DIGITS) <= allowed
 
     while low > 0 and inside(tried[low - 1]):
         low -= 1
@@ -90,7 +96,7 @@ def valley(entry: Entry, metric: Metric, margin: float = MARGIN) -> Valley | Non
         tried=tuple(tried),
         best=top,
         width=tried[high] / tried[low],
-        margin=margin,
+        margin=allowed,
         ends=low == 0 or high == len(tried) - 1,
     )
 

@@ -67,7 +67,7 @@ def _tried(entry: Entry, name: str) -> str:
 
 def results_table(findings: Findings, task: str, key: str) -> Table:
     """The scores on a task with what was chosen, and which names can't be told apart from the best mean."""
-    metric, told, digits = findings.metrics[task], not_told_apart(findings, task), _digits(findings, task)
+    metric, told, digits = findings.metrics[task], not_told_apart(findings, task), digits_of(findings, task)
     rows = []
     for name in findings.names:
         entry = findings.of(name).get(task)
@@ -97,7 +97,7 @@ def results_table(findings: Findings, task: str, key: str) -> Table:
         ("Parameters", True),
         ("File", True),
     )
-    unit = ", in percent" if metric.points == 100.0 else ""
+    unit = ", in percent" if metric.share else ""
     better = "larger" if metric.larger_is_better else "smaller"
     return _table(key, f"{task}: {metric_name(metric.name)}{unit}, {better} is better", columns, rows)
 
@@ -124,7 +124,7 @@ def differences_table(findings: Findings, reference: str) -> Table | None:
     if not found:
         return None
     corrected = holm({name: one.p for name, one in found.items() if one.p is not None})
-    digits = {task: _digits(findings, task) for task in findings.metrics}
+    digits = {task: digits_of(findings, task) for task in findings.metrics}
     rows = [
         _texts(
             name,
@@ -174,7 +174,12 @@ def valleys_table(findings: Findings) -> Table:
             cells.append(f"factor {found.width:.3g}{' or more' if found.ends else ''}, best {number(found.best)}{at}")
         rows.append(_texts(name, *cells))
     columns = (("Contestant", False), *((task, True) for task in findings.metrics))
-    return _table("valleys", "Width of the valley: largest over smallest rate within a point of the best", columns, rows)
+    return _table(
+        "valleys",
+        "Width of the valley: largest over smallest rate within a point of the best, or 1% of it if it is no share",
+        columns,
+        rows,
+    )
 
 
 def costs_table(findings: Findings) -> Table:
@@ -211,7 +216,7 @@ def _texts(*texts: str) -> tuple[Cell, ...]:
     return tuple(Cell(text=text) for text in texts)
 
 
-def _digits(findings: Findings, task: str) -> int:
+def digits_of(findings: Findings, task: str) -> int:
     """Decimals of a task's scores in points: two, or as many as it takes for four digits that say something."""
     metric: Metric = findings.metrics[task]
     scores = [abs(score) * metric.points for entry in findings.entries if entry.task == task for score in entry.scores if score]

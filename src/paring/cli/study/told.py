@@ -16,6 +16,7 @@ from paring.study.conduct import estimated, seconds_of
 from paring.study.plan import Estimate, Study
 from paring.study.records import Entry, Findings
 from paring.study.statistics import FEW, Interval, compare
+from paring.study.tables import digits_of
 
 if TYPE_CHECKING:
     from paring.cli.study.build import Built
@@ -57,15 +58,17 @@ def results_told(findings: Findings) -> None:
         for name in findings.names:
             entry = findings.of(name).get(task)
             if entry is not None:
-                table.add_row(name, _spread(entry, metric.points), _seeds(entry), _mean(entry.parameters), _chosen(entry))
+                table.add_row(
+                    name, _spread(entry, metric.points, digits_of(findings, task)), _seeds(entry), _mean(entry.parameters), _chosen(entry)
+                )
         console.print(table)
 
 
-def _spread(entry: Entry, points: float) -> str:
+def _spread(entry: Entry, points: float, digits: int) -> str:
     scores = [points * score for score in entry.scores if score is not None]
     if not scores:
         return "no run came to its end"
-    return f"{fmean(scores):.2f}" + (f" ({min(scores):.2f} to {max(scores):.2f})" if len(scores) > 1 else "")
+    return f"{fmean(scores):.{digits}f}" + (f" ({min(scores):.{digits}f} to {max(scores):.{digits}f})" if len(scores) > 1 else "")
 
 
 def _seeds(entry: Entry) -> str:
@@ -90,7 +93,8 @@ def comparison_told(findings: Findings, first: str, second: str) -> None:
     table = Table("task", "difference", "95% interval", "pairs")
     rows = {**found.tasks, **({"all tasks": found.overall} if found.overall is not None else {})}
     for task, interval in rows.items():
-        table.add_row(task, f"{interval.mean:+.2f}", _between(interval), str(interval.count))
+        digits = max(digits_of(findings, one) for one in ([task] if task in findings.metrics else findings.metrics))
+        table.add_row(task, f"{interval.mean:+.{digits}f}", _between(interval, digits), str(interval.count))
     console = Console(highlight=False)
     console.print(f"{first} minus {second}, in points, paired by seed; above zero {first} is better")
     console.print(table)
@@ -102,5 +106,5 @@ def comparison_told(findings: Findings, first: str, second: str) -> None:
         console.print(f"With {len(findings.seeds)} seeds an interval is narrower than it should be: it holds only what these seeds show.")
 
 
-def _between(interval: Interval) -> str:
-    return "none" if interval.low is None or interval.high is None else f"{interval.low:+.2f} to {interval.high:+.2f}"
+def _between(interval: Interval, digits: int) -> str:
+    return "none" if interval.low is None or interval.high is None else f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"

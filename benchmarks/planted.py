@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 import paring
+from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
 from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
@@ -34,8 +35,6 @@ from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters
 from paring.train import create_optimizer, plan
 
-RANKS = (0, 0, 1, 2, 4)
-SIZE = 0.08
 TARGETS = r".*encoder\.layer\..*\.(query|key|value|dense)"
 
 
@@ -63,27 +62,6 @@ class Job:
     dtype: str
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The modules that are planted into and adapted."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("encoder.")}
-
-
-@torch.no_grad()
-def plant(model: nn.Module, pattern: int) -> dict[str, int]:
-    """Add the updates; their ranks."""
-    generator = torch.Generator().manual_seed(1000 + pattern)
-    ranks = {}
-    for name, module in linears(model).items():
-        rank = RANKS[int(torch.randint(len(RANKS), (), generator=generator))]
-        ranks[name] = rank
-        if rank:
-            b = torch.randn(module.out_features, rank, generator=generator)
-            update = b @ torch.randn(rank, module.in_features, generator=generator)
-            update = update.to(module.weight.device)
-            module.weight += update * (SIZE * module.weight.norm() / update.norm())
-    return ranks
-
-
 @torch.inference_mode()
 def states(model: nn.Module, data: Examples, device: str) -> list[Tensor]:
     """The hidden states of each text, float32."""
@@ -109,8 +87,8 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     device = job.device
     teacher = AutoModel.from_pretrained(encoder()).to(device).eval()
     before = states(teacher, unseen, device)
-    ranks = plant(teacher, job.pattern)
-    modules = linears(teacher)
+    ranks = plant(teacher, Planting(pattern=job.pattern))
+    modules = places(teacher)
     planted = sum(rank * (modules[name].in_features + modules[name].out_features) for name, rank in ranks.items())
     wanted, goal = states(teacher, fit, device), states(teacher, unseen, device)
     del teacher
@@ -284,7 +262,7 @@ def cut_at_the_end(model: nn.Module, job: Job, budget: int | None) -> Built:
 def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
     """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
     assert budget is not None
-    mean = sum(m.in_features + m.out_features for m in linears(model).values())
+    mean = sum(m.in_features + m.out_features for m in places(model).values())
     torch.manual_seed(job.seed)
     config = AdaLoraConfig(
         init_r=8,
@@ -371,7 +349,14 @@ def main() -> None:
         )
     save(
         given.name,
-        {"rows": summary(found), "planted": RANKS, "norm": SIZE, "steps": given.steps, "size": given.size, "dtype": given.dtype},
+        {
+            "rows": summary(found),
+            "planted": Planting().ranks,
+            "norm": Planting().size,
+            "steps": given.steps,
+            "size": given.size,
+            "dtype": given.dtype,
+        },
         measured(found),
     )
 

@@ -90,8 +90,7 @@ def stars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_regression_by_float_labels(bert: Path, stars: Path, run: Run, tmp_path: Path) -> None:
-    data = stars
-    assert run("train", **TRAIN, model_name_or_path=bert, dataset_name=data, output_dir=tmp_path / "out") == 0
+    assert run("train", **TRAIN, model_name_or_path=bert, dataset_name=stars, output_dir=tmp_path / "out") == 0
     done = record(tmp_path / "out")
     assert {"pearson", "spearman", "mse"} <= set(done.metrics)
     assert done.settings["rows"] == {"train": 36, "eval": 4}

@@ -82,10 +82,11 @@ def valley(entry: Entry, metric: Metric, margin: float | None = None) -> Valley 
     tried = sorted({trial.values[RATE] for trial in entry.trials if RATE in trial.values})
     top = max(sorted(best), key=lambda rate: best[rate])
     low = high = tried.index(top)
-    allowed = MARGIN * metric.points * (1.0 if metric.share else abs(best[top])) if margin is None else margin
+    if margin is None:
+        margin = MARGIN * metric.points * (1.0 if metric.share else abs(best[top]))
 
     def inside(rate: float) -> bool:
-        return rate in best and round((best[top] - best[rate]) * metric.points, DIGITS) <= allowed
+        return rate in best and round((best[top] - best[rate]) * metric.points, DIGITS) <= margin
 
     while low > 0 and inside(tried[low - 1]):
         low -= 1
@@ -96,7 +97,7 @@ def valley(entry: Entry, metric: Metric, margin: float | None = None) -> Valley 
         tried=tuple(tried),
         best=top,
         width=tried[high] / tried[low],
-        margin=allowed,
+        margin=margin,
         ends=low == 0 or high == len(tried) - 1,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from paring.core.errors import OutputExistsError, SettingError, near
 
 if TYPE_CHECKING:
     from paring.cli.study.build import Built
-    from paring.study.plan import Study
     from paring.study.records import Findings
     from paring.study.store import Store
 
@@ -66,19 +65,21 @@ def run(options: Options) -> int:
         raise OutputExistsError(f"--output_dir {str(folder)!r} is a file; give a folder.")
     if options.max_hours is not None and not options.probe:
         raise SettingError("--no_probe and --max_hours: the hours are known from timing a few steps; leave one of them out.")
-    study = with_digests(built.study, built.definitions)  # reads all data, so what is missing is refused before anything is written
+    # All data is read for it, so what is missing is refused before anything is written.
+    built = replace(built, study=with_digests(built.study, built.definitions))
     workers = workers_for(options.workers, built.threads)
     with opened(folder / RUNS) as store:
-        return _conduct(options, built, study, store, folder, workers)
+        return _conduct(options, built, store, folder, workers)
 
 
-def _conduct(options: Options, built: Built, study: Study, store: Store, folder: Path, workers: int) -> int:
+def _conduct(options: Options, built: Built, store: Store, folder: Path, workers: int) -> int:
     from paring.cli.console import INTERRUPTED, say
     from paring.cli.study.progress import Line
     from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
     from paring.study.conduct import conduct
 
+    study = built.study
     if not options.probe:
         runs_told(study)
     estimates = plan_told(study, store, built, options.max_hours) if options.probe else {}

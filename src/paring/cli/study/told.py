@@ -92,8 +92,9 @@ def comparison_told(findings: Findings, first: str, second: str) -> None:
     found = compare(findings, first, second)
     table = Table("task", "difference", "95% interval", "pairs")
     rows = {**found.tasks, **({"all tasks": found.overall} if found.overall is not None else {})}
+    decimals = {task: digits_of(findings, task) for task in findings.metrics}
     for task, interval in rows.items():
-        digits = max(digits_of(findings, one) for one in ([task] if task in findings.metrics else findings.metrics))
+        digits = decimals.get(task, max(decimals.values()))
         table.add_row(task, f"{interval.mean:+.{digits}f}", _between(interval, digits), str(interval.count))
     console = Console(highlight=False)
     console.print(f"{first} minus {second}, in points, paired by seed; above zero {first} is better")

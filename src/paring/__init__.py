@@ -14,9 +14,11 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wrapt import when_imported
+
+from paring.core.lazy import lazily
 
 if TYPE_CHECKING:
     from paring.api import adapt, calibrate, export, extract_lora, ranks, read, set_rank, snapshot, verify
@@ -58,14 +60,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return vars(importlib.import_module(_HOMES[name]))[name]
-    raise AttributeError(f"module 'paring' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(__name__, _HOMES)
 
 
 def _register(_: ModuleType) -> None:

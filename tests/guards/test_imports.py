@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -37,6 +41,29 @@ def test_the_command_line_answers_without_loading_anything_heavy(flag: str) -> N
     )
     assert said.splitlines()[-1] == "[]"
     assert len(said.splitlines()) > 1
+
+
+@pytest.mark.parametrize(("arguments", "told"), [((), "lisa "), (("--method", "sora"), "sora: "), (("--method", "lisa"), "lisa: ")])
+def test_the_table_of_methods_needs_no_transformers(arguments: tuple[str, ...], told: str) -> None:
+    said = fresh(f"from paring.cli.main import main\nassert main(['methods', *{arguments!r}]) == 0\n{LOADED}")
+    assert told in said
+    assert not {"transformers", "peft"} & set(ast.literal_eval(said.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("package", ["paring", "paring.train"])
+def test_what_a_package_loads_late_is_what_its_types_say(package: str) -> None:
+    """The imports that a type checker reads and the table that is looked up name the same modules, and all names are listed."""
+    module = importlib.import_module(package)
+    assert module.__file__ is not None
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    (typed,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    written = {name.name: node.module for node in typed.body if isinstance(node, ast.ImportFrom) for name in node.names}
+    assert vars(module)["_HOMES"] == written
+    assert set(written) <= set(vars(module)["__all__"]) <= set(dir(module))
+    for name in vars(module)["__all__"]:
+        assert not isinstance(getattr(module, name), ModuleType), f"{package}.{name} is a file of the package, and hides what is in it"
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_the_console_script_is_declared() -> None:

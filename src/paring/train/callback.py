@@ -14,7 +14,7 @@ from paring.parts.parameterise.base import Slot
 from paring.parts.parameterise.gated import Gated
 from paring.train import guards, travel
 from paring.train.look import gated, is_finite, tally, trained
-from paring.train.plan import plan_unplanned
+from paring.train.planning import plan_unplanned
 
 EARLY = 0.1
 """The share of the steps after which the outlook is taken."""

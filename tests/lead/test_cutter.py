@@ -16,6 +16,7 @@ import paring
 from paring.api import fuse
 from paring.attach.find import slots
 from paring.core.errors import ExportError, SettingError, StepError, TargetError
+from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Budget, Knee, Parameters, Share
@@ -169,16 +170,145 @@ def test_an_optimizer_of_something_else_counts_no_steps() -> None:
     assert {slot.taken for slot in ordered(model).values()} == {0}
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop"])
-def test_what_was_cut_stays_away_whatever_the_optimizer_remembers(name: str) -> None:
+def eight_bits(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    made: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3, min_8bit_size=1)
+    return made
+
+
+def lion(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    made: torch.optim.Optimizer = bitsandbytes.optim.Lion32bit(parameters, lr=1e-3)
+    return made
+
+
+MAKERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1),
+    "AMSGrad": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, amsgrad=True),
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
+    "RMSprop": lambda parameters: torch.optim.RMSprop(parameters, lr=1e-3, momentum=0.9, centered=True),
+    "Adagrad": lambda parameters: torch.optim.Adagrad(parameters, lr=1e-3),
+    "Adadelta": lambda parameters: torch.optim.Adadelta(parameters, lr=1e-1),
+    "Adamax": lambda parameters: torch.optim.Adamax(parameters, lr=1e-3),
+    "Adafactor": lambda parameters: torch.optim.Adafactor(parameters, lr=1e-2),
+    "8 bits": eight_bits,
+    "Lion": lion,
+}
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["mode set once", "mode set at each step"])
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_was_cut_stays_away_whatever_the_optimizer_remembers(name: str, anew: bool) -> None:
     model = adapted(budget=Share(share=0.25), steps=STEPS)
-    kind = getattr(torch.optim, name)
-    extra = {"momentum": 0.9} if name != "AdamW" else {"weight_decay": 0.1}
-    optimizer = kind([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-3, **extra)
-    train(model, optimizer, range(STEPS))
+    optimizer = MAKERS[name]([parameter for parameter in model.parameters() if parameter.requires_grad])
+    cutter = ordered(model)["first"].leader
+    assert isinstance(cutter, Cutter)
+    cuts: list[int | None] = []
+    cut = cutter.cut
+
+    def counted(budget: int | None = None, optimizer: torch.optim.Optimizer | None = None) -> bool:
+        cuts.append(budget)
+        return cut(budget, optimizer)
+
+    cutter.cut = counted  # type: ignore[method-assign]
+    train(model, optimizer, range(STEPS), after=lambda step: model.eval().train() and None if anew else None)
+    assert len(cuts) == 3
+    assert 0 < left(model.eval().train()) <= 0.25 * START
     for slot in ordered(model).values():
         assert not slot.A[slot.left :].any()
         assert not slot.B[:, slot.left :].any()
+
+
+@pytest.mark.parametrize("name", ["8 bits", "Lion", "Adafactor"])
+def test_memory_that_cannot_be_turned_is_forgotten(name: str) -> None:
+    model = adapted(budget=Share(share=0.5), cuts=1, until=0.5, steps=4)
+    optimizer = MAKERS[name]([parameter for parameter in model.parameters() if parameter.requires_grad])
+    train(model, optimizer, range(1))
+    slot = ordered(model)["wide"]
+    assert optimizer.state[slot.A]
+    assert isinstance(slot.leader, Cutter)
+    assert slot.leader.cut(START // 2, optimizer)
+    assert not {slot.A, slot.B} & set(optimizer.state)
+    train(model, optimizer, range(1, 2))
+    assert optimizer.state[slot.A]
+
+
+@pytest.mark.parametrize("by", ["A apart from B", "module by module", "a module left out"])
+def test_an_optimizer_that_holds_a_part_of_the_factors_is_refused(by: str) -> None:
+    model = adapted(steps=STEPS)
+    factors = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    held = [one for name, one in factors.items() if (name.endswith(".B") if by == "A apart from B" else "wide" in name)]
+    if by == "a module left out":
+        held = [one for one in factors.values() if not any(one is other for other in held)]
+    assert 0 < len(held) < len(factors)
+    with pytest.raises(StepError, match=r"SGD does not hold [AB] of '.*', and the ranks of all modules are chosen together"):
+        train(model, torch.optim.SGD(held, lr=1e-2), range(1))
+
+
+def test_a_factor_that_is_frozen_need_not_be_held() -> None:
+    model = adapted(budget=Share(share=0.25), steps=STEPS)
+    for slot in ordered(model).values():
+        slot.A.requires_grad_(False)
+    train(model, torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2), range(STEPS))
+    assert 0 < left(model) <= 0.25 * START
+
+
+def test_an_optimizer_that_averages_is_refused() -> None:
+    schedulefree = pytest.importorskip("schedulefree")
+    model = adapted(steps=STEPS)
+    optimizer = schedulefree.AdamWScheduleFree([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    optimizer.train()
+    with pytest.raises(StepError, match="AdamWScheduleFree evaluates at an average"):
+        train(model, optimizer, range(1))
+
+
+@pytest.mark.parametrize("budget", [Share(share=0.25), Knee()], ids=["share", "knee"])
+@pytest.mark.parametrize("score", ["size", "loss"])
+def test_nothing_is_cut_while_nothing_has_been_learned(score: Score, budget: Budget) -> None:
+    """A warm-up's first rate is zero, and a short training's first cut comes after its first step."""
+    model = adapted(budget=budget, score=score, until=0.1, steps=5)
+    optimizer = optimizer_of(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    seen: list[int] = []
+
+    def look(step: int) -> None:
+        seen.append(left(model))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 if step == 2 else group["lr"]
+
+    train(model, optimizer, range(5), after=look)
+    assert seen[:2] == [START] * 2
+    assert 0 < seen[2] == seen[-1] < START
+    assert seen[-1] <= 0.25 * START or not budget.known
+
+
+def test_batches_that_reach_only_some_modules_do_not_empty_the_others() -> None:
+    """What was not looked at has no known worth; that cut goes by size, in which all can be compared."""
+    pair = [adapted(budget=Share(share=0.5), cuts=1, until=0.5, steps=4, look=1, score=score) for score in ("loss", "size")]
+    for model in pair:
+        train(model, optimizer_of(model), range(1))
+        slots_of = ordered(model)
+        if slots_of["wide"].update.score == "loss":
+            slots_of["first"].inputs.fill_(1.0)
+            slots_of["first"].rows.fill_(3)
+        assert isinstance(slots_of["wide"].leader, Cutter)
+        assert slots_of["wide"].leader.cut(START // 2)
+    kept = [[slot.left for slot in ordered(model).values()] for model in pair]
+    assert kept[0] == kept[1]
+    assert all(kept[0])
+
+
+def test_a_slot_is_looked_at_when_the_mode_changes_and_not_before_every_batch() -> None:
+    slot = ordered(adapted(steps=STEPS))["wide"]
+    slot.train()
+    with torch.no_grad():
+        slot.A.fill_(1.0)
+    assert slot.left == 4
+    with torch.no_grad():
+        slot.A[2:].zero_()
+    assert slot.train().left == 4, "the same mode: nobody looks"
+    assert slot.eval().left == 2
 
 
 @pytest.mark.parametrize("moments", ["turn", "reset"])
@@ -254,11 +384,11 @@ def test_without_a_budget_there_is_one_cut_to_the_knee(score: Score) -> None:
     assert cutter is not None
     cut = cutter.cut  # type: ignore[attr-defined]
 
-    def watched(budget: int | None, optimizer: Any) -> None:
+    def watched(budget: int | None, optimizer: Any) -> bool:
         assert budget is None
         found = [slot.split(by_loss=score == "loss").s for slot in slots_of.values()]
         wanted.append(knee(found, [slot.cost for slot in slots_of.values()]))
-        cut(budget, optimizer)
+        return bool(cut(budget, optimizer))
 
     cutter.cut = watched  # type: ignore[attr-defined]
     train(model, optimizer_of(model), range(11, STEPS), after=look)

@@ -13,7 +13,7 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 import paring
 from paring import train
 from paring.attach.find import slots
-from paring.core.errors import ExportError, SettingError, StepError
+from paring.core.errors import ExportError, SettingError, StepError, StepError
 from paring.lead.allocator import Allocator, defect_gradient
 from paring.methods.adalora import AdaLoRA
 from paring.parts.allocate.sensitivity import Sensitivity, best
@@ -259,3 +259,13 @@ def test_sensitivities_stay_float32_on_a_bfloat16_base() -> None:
     for slot in slots(model).values():
         assert {buffer.dtype for name, buffer in slot.named_buffers() if name.startswith(("mean", "spread"))} == {torch.float32}
         assert slot.get_buffer("mean_A").any()
+
+
+def test_an_optimizer_for_a_part_of_the_triplets_is_refused() -> None:
+    model = paring.adapt(net(), METHOD, target_modules=list(WIDTHS), seed=0).train()
+    train.plan(model, steps=STEPS)
+    model(**batch(0))["loss"].backward()
+    parts = [[one for name, one in model.named_parameters() if one.requires_grad and name.endswith(end)] for end in (".A", ".B", ".E")]
+    assert all(parts)
+    with pytest.raises(StepError, match="AdamW does not hold [AE] of .*, and the ranks of all modules are chosen together"):
+        torch.optim.AdamW(parts[1], lr=1e-2).step()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from paring.core.coding import positive_int
 from paring.core.errors import SettingError
+from paring.lead.held import Held
 from paring.parts.allocate.sensitivity import Sensitivity, best
 from paring.parts.parameterise.followed import Leader, follow
 from paring.parts.parameterise.triplet import NAMES, Triplet
@@ -28,6 +29,7 @@ class Allocator(Leader):
 
     Raises:
         SettingError: ``steps`` is no number of steps, or the target is more than the triplets that there are.
+        StepError: after a step, of an optimizer that holds only a part of the triplets or evaluates at an average of its iterates.
     """
 
     prepares = True
@@ -41,6 +43,7 @@ class Allocator(Leader):
         self.goal = update.target * len(self.slots)
         if self.goal > self.start:
             raise SettingError(f"target={update.target} triplets a module are more than the {self.start} of {len(self.slots)} modules.")
+        self._held = Held(self.slots)
         follow(self.slots, self)
 
     @property
@@ -63,6 +66,7 @@ class Allocator(Leader):
 
     def after(self, optimizer: Optimizer) -> None:
         """Weigh, choose, count."""
+        self._held.check(optimizer)
         step, found_inf = self.taken, vars(optimizer).get("found_inf")
         end = self.update.end(self.steps)
         # A fused optimizer calls its hooks for steps that loss scaling has told it to skip as well.

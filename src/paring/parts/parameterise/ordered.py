@@ -18,8 +18,8 @@ from paring.parts.parameterise.followed import Followed
 from paring.parts.update.cut import Cut
 
 
-def _precise(factor: Tensor) -> Tensor:
-    """In float64, which is on every device but Apple's."""
+def precise(factor: Tensor) -> Tensor:
+    """In float64, on the CPU where it is Apple's device, which has none."""
     return (factor.cpu() if factor.device.type == "mps" else factor).double()
 
 
@@ -145,7 +145,7 @@ class Ordered(Followed):
         if by_loss:
             outer, inner = self.outputs[:left, :left], self.inputs[:left, :left] / self.rows.clamp_min(1)
             return weighted_split(*(gram.cpu() if gram.device.type == "mps" else gram for gram in (outer, inner)))
-        a, b = _precise(self.A[:left]), _precise(self.B[:, :left])
+        a, b = precise(self.A[:left]), precise(self.B[:, :left])
         return weighted_split(b.T @ b * self.scale**2, a @ a.T)
 
     @torch.no_grad()
@@ -157,7 +157,7 @@ class Ordered(Followed):
         """
         left = self.left
         p, q = split.p[:keep], split.q[:, :keep]
-        a, b = p @ _precise(self.A[:left]), _precise(self.B[:, :left]) @ q
+        a, b = p @ precise(self.A[:left]), precise(self.B[:, :left]) @ q
         svd = product_svd(b, a)
         s = svd.s[:keep]
         norm = self.norm
@@ -207,8 +207,12 @@ class Ordered(Followed):
         return Factors(a=whole(self.A).clone(), b=whole(self.B).clone(), gate=gate, scale=self.scale)
 
     def train(self, mode: bool = True) -> Ordered:
-        """Change the mode, and look anew: between training and evaluation somebody may have put other weights in."""
-        self._left = None
+        """Change the mode, and look anew: between training and evaluation somebody may have put other weights in.
+
+        Not where the mode stays: transformers' Trainer sets it before every batch, and a look waits for the device.
+        """
+        if mode != self.training:
+            self._left = None
         super().train(mode)
         return self
 

@@ -9,6 +9,12 @@ import torch
 from paring.core.errors import StepError
 
 
+def averages(optimizer: Any, group: dict[str, Any]) -> bool:
+    """Whether the model is evaluated at an average of the points that an optimizer has stepped to."""
+    # Schedule-free optimizers keep the sum of their weights in the group; the wrapper around other optimizers, a second point z.
+    return "weight_sum" in group or any("z" in optimizer.state.get(parameter, ()) for parameter in group["params"])
+
+
 def refuse(optimizer: Any, group: dict[str, Any], what: str) -> None:
     """Refuse an optimizer whose learning rate is not the length of its step, or whose averages destroy zeros.
 
@@ -31,8 +37,7 @@ def refuse(optimizer: Any, group: dict[str, Any], what: str) -> None:
         )
     if "d" in group and ("d0" in group or "d_coef" in group or "k" in group):
         raise StepError(f"{kind} estimates its own step size (D-adaptation), so its rate is not the step. {cure}")
-    # Schedule-free optimizers keep the sum of their weights in the group; the wrapper around other optimizers, a second point z.
-    if "weight_sum" in group or any("z" in optimizer.state.get(parameter, ()) for parameter in group["params"]):
+    if averages(optimizer, group):
         raise StepError(f"{kind} evaluates at an average of its iterates, and exact zeros do not survive averaging. {cure}")
     if group.get("lr") is None:
         raise StepError(f"{kind} has no learning rate in the group that holds {what}, so the threshold is unknown. {cure}")

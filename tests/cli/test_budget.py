@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import paring
-from paring.cli.run.budgets import written
+from paring.cli.run.budgets import WAYS, plain_data, written
 from paring.core.errors import SettingError
 from paring.core.records import RunRecord
 from tests.cli.conftest import TRAIN
@@ -46,10 +46,31 @@ def test_what_is_left_to_others(text: str) -> None:
     assert written(text, each=4) is None
 
 
-@pytest.mark.parametrize("text", ["0%", "101%", "0", "0.0001k"])
+@pytest.mark.parametrize("text", ["0%", "101%", "0", "0.0001k", "1e400", "0.3"])
 def test_what_is_no_budget(text: str) -> None:
     with pytest.raises(SettingError, match="--budget"):
         written(text, each=4)
+
+
+@pytest.mark.parametrize("text", ["-5", "nan", "2mb", "1,000", "1T", "", "30 percent", "Share(0.5)", "shares"])
+def test_what_is_written_like_no_budget_is_told_how_one_is_written(text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        plain_data(text, each=4)
+    assert str(caught.value) == f"--budget {text!r}: there is no such size. {WAYS}"
+    assert "40k" in WAYS
+    assert "30%" in WAYS
+    assert "2MB" in WAYS
+
+
+def test_a_budget_by_its_name_in_pythons_spelling_and_as_a_mapping() -> None:
+    assert plain_data("Knee", each=4) == {"name": "knee"}
+    assert plain_data("Share(share=0.5)", each=4) == plain_data({"name": "share", "share": 0.5}, each=4) == {"name": "share", "share": 0.5}
+    assert plain_data("1kB", each=2) == {"name": "bytes", "count": 1000, "each": 2}
+
+
+def test_a_share_without_its_sign_is_guessed() -> None:
+    with pytest.raises(SettingError, match=r"--budget 0\.3: that is less than one\. Did you mean 30%\?"):
+        written("0.3", each=4)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +89,14 @@ def test_a_budget_is_all_that_has_to_be_said(half: Path) -> None:
     assert 0.4 * done.start_parameters < done.parameters <= 0.5 * done.start_parameters
     assert paring.read(half / "adapter").parameters == done.parameters
     assert json.loads((half / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_a_budget_that_cuts_nothing_is_said(bert: Path, moods: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {**FLAGS, "model_name_or_path": bert, "dataset_name": moods, "max_steps": 1}
+    assert run("train", **flags, budget="1G", output_dir=tmp_path / "whole") == 0
+    done = record(tmp_path / "whole")
+    assert done.parameters == done.start_parameters
+    assert f"budget: no smaller than the {done.parameters:,} parameters" in capsys.readouterr().err
 
 
 def test_without_a_budget_the_size_is_found(bert: Path, moods: Path, run: Run, tmp_path: Path) -> None:
@@ -103,7 +132,8 @@ def _same(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"budget": "lots"}, "there is no such budget"),
+        ({"budget": "lots"}, "there is no such size"),
+        ({"budget": "2MB", "layout": "uniform"}, "Leave out --layout"),
         ({"budget": "10"}, "does not pay for one rank"),
         ({"budget": "200%"}, "at most 100%"),
         ({"budget": "50%", "load_best_model_at_end": "true"}, "before the last cut"),

@@ -79,7 +79,7 @@ def test_what_is_said(trained: Path, run: Run, tmp_path: Path, capsys: pytest.Ca
         ({"rank": 2, "energy": 0.5}, "not --rank and --energy"),
         ({"rank": 0}, "rank"),
         ({"energy": 2}, "share"),
-        ({"budget": "lots"}, "there is no such budget"),
+        ({"budget": "lots"}, "there is no such size"),
         ({"budget": "3"}, "nothing to export"),
     ],
     ids=str,

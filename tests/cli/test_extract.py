@@ -155,7 +155,7 @@ def test_a_tensor_that_the_base_draws_is_no_start(bert: Path, run: Run, tmp_path
         ({"rank": 2, "budget": "1k"}, "not --rank and --budget"),
         ({"rank": 0}, "rank"),
         ({"energy": 2}, "share"),
-        ({"budget": "lots"}, "there is no such budget"),
+        ({"budget": "lots"}, "there is no such size"),
         ({"rank": 2, "modules_to_save": "LayerNrm"}, "Did you mean"),
         ({"budget": "3"}, "nothing to export"),
     ],

@@ -42,7 +42,7 @@ def test_how_a_tolerance_is_written(text: str, wanted: object) -> None:
     assert tolerated(text) == wanted
 
 
-@pytest.mark.parametrize("text", ["", "1", "se", "one se", "-1%", "0.5", "1SE", "5%%"])
+@pytest.mark.parametrize("text", ["", "1", "se", "one se", "-1%", "0.5", "1SE", "5%%", "101%"])
 def test_what_is_no_tolerance(text: str) -> None:
     with pytest.raises(SettingError, match="--tolerance"):
         tolerated(text)
@@ -201,6 +201,15 @@ def test_another_tolerance_is_asked_of_a_finished_path(
     assert before == {path: path.stat().st_mtime_ns for path in (tolerant / "family").rglob("state.safetensors")}
     assert run("train", **flags, tolerance="100%", resume_from_checkpoint="last") == 0
     assert record(tolerant).path.chosen == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("flag", "value"), [("max_length", 8), ("dtype", "bfloat16"), ("modules_to_save", "pooler")])
+def test_a_path_does_not_go_on_with_other_data_or_another_model(
+    flag: str, value: object, tolerant: Path, bert: Path, moods: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {**FLAGS, "model_name_or_path": bert, "dataset_name": moods, "stages": 3, "output_dir": tolerant}
+    assert run("train", **flags, tolerance="100%", resume_from_checkpoint="last", **{flag: value}) != 0
+    assert "were trained with other settings" in capsys.readouterr().err
 
 
 def test_a_path_alone_is_a_family_and_no_choice(

@@ -13,7 +13,7 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 import paring
 from paring import train
 from paring.attach.find import slots
-from paring.core.errors import ExportError, SettingError, StepError, StepError
+from paring.core.errors import ExportError, SettingError, StepError
 from paring.lead.allocator import Allocator, defect_gradient
 from paring.methods.adalora import AdaLoRA
 from paring.parts.allocate.sensitivity import Sensitivity, best

@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 
 import paring
+from paring.attach.find import slots
 from paring.core.adapter import Adapter
 from paring.core.errors import DataError, OutputExistsError, SettingError
 from paring.methods.lora import LoRA
@@ -315,6 +316,11 @@ def test_settings_out_of_range(make: Callable[[], object]) -> None:
 def test_shrink_says_what_is_left_and_what_cannot_be(adapted: Make) -> None:
     model = adapted(FULL)
     assert shrink(model, 96) == 96
+    with pytest.raises(SettingError, match="Train the adapter first"):
+        shrink(model, 50.5)
+    assert paring.snapshot(model).parameters == 96
+    for slot in slots(model).values():
+        torch.nn.init.normal_(slot.B, generator=torch.Generator().manual_seed(0))
     assert shrink(model, 50.5) <= 48
     with pytest.raises(SettingError, match="do not pay for one rank"):
         shrink(model, 11)
@@ -424,6 +430,8 @@ def test_what_was_logged_is_kept(adapted: Make, tmp_path: Path) -> None:
     model = adapted(FULL)
 
     def train_stage(index: int, goal: float) -> Sequence[Point]:
+        for slot in slots(model).values():
+            torch.nn.init.normal_(slot.B, generator=torch.Generator().manual_seed(index))
         return [Point(step=1, values={"loss": float(index)})]
 
     settings: dict[str, Any] = {"folder": tmp_path / "f", "tolerance": None, "descent": Halve(stages=1, knee=False)}

@@ -169,12 +169,12 @@ def shrink(model: nn.Module, parameters: float, adapter: str = "default") -> int
         What is left.
 
     Raises:
-        SettingError: the adapter cannot be cut, or so few parameters do not pay for a single rank.
+        SettingError: the adapter cannot be cut, so few parameters do not pay for a single rank, or nothing has been learned.
     """
     cutter = Cutter(ordered(model, adapter), 1)
     cheapest = min(slot.cost for slot in cutter.slots.values())
     if parameters < cheapest:
         raise SettingError(f"{parameters:g} parameters do not pay for one rank: the cheapest of these modules takes {cheapest}.")
-    if cutter.parameters > parameters:
-        cutter.cut(math.floor(parameters))
+    if cutter.parameters > parameters and not cutter.cut(math.floor(parameters)):
+        raise SettingError("All updates are zero, so there is nothing by which ranks could be chosen. Train the adapter first.")
     return cutter.parameters

@@ -26,7 +26,7 @@ class Within(Tolerance):
     r"""A share of the metric, :math:`m_0 - s\,|m_0|`.
 
     Attributes:
-        share: s, at least 0; 0.005 is half a percent of the metric, not half a point.
+        share: s, in [0, 1]; 0.005 is half a percent of the metric, not half a point.
     """
 
     name: ClassVar[str] = "within"
@@ -34,7 +34,7 @@ class Within(Tolerance):
     share: float
 
     def __post_init__(self) -> None:
-        number("share", self.share, low=0.0)
+        number("share", self.share, low=0.0, high=1.0)
 
     def floor(self, reference: Scores) -> float:
         """Less a share of itself."""

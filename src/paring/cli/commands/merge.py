@@ -82,7 +82,7 @@ def rule(options: Options) -> Rule:
     Raises:
         SettingError: there is no such rule, it has no such setting, or a setting is given twice.
     """
-    from paring.cli.run.settings import part_of
+    from paring.cli.run.parts import part_of
     from paring.merge import Rule
 
     data = part_of("rule", options.rule, Rule)

@@ -75,7 +75,11 @@ class _Descent:
         self.digests = digests(options.data)
         self.settings: dict[str, Any] = {
             "task": asdict(prepared.task),
-            "model": options.model.model_name_or_path,
+            "model": asdict(options.model),
+            # What the files hold is told by their digests, wherever they lie.
+            "data": {**asdict(options.data), "dataset_name": None, "eval_dataset_name": None, "chat_template_path": None},
+            "chat_template": prepared.base.tokenizer.chat_template,
+            "modules_to_save": options.adapter.modules_to_save,
             "training": asdict(options.training),
             "stage_share": options.path.stage_share,
             "rows": [len(self.rows.train), len(choose)],

@@ -23,6 +23,8 @@ from paring.cli.run.options import DataOptions, TrainOptions
 from paring.cli.run.trainer import Rows
 from paring.core.errors import DataError, SettingError
 from paring.method import Method
+from paring.methods.spectral import Spectral
+from paring.parts.allocate.budget import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,10 @@ def describe(trainer: Trainer, prepared: Prepared, method: Method) -> None:
         + (f", {adapter.head_parameters:,} in a {'new' if base.unset else 'found'} head" if adapter.heads else "")
         + f"; {where(trainer)}"
     )
+    if isinstance(method, Spectral) and method.budget.known and method.budget != Share(share=1.0):
+        start = adapter.parameters
+        if method.budget.parameters(start) >= start:
+            say(f"budget: no smaller than the {start:,} parameters that the adapter starts with, so nothing will be cut")
 
 
 def where(trainer: Trainer) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
-import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -16,13 +14,13 @@ from jsonargparse import ArgumentParser, Namespace
 
 from paring.cli.flags import default_of, yes_or_no
 from paring.cli.plain import PlainLoader
-from paring.cli.run.budgets import entry_bytes, written
+from paring.cli.run.budgets import entry_bytes, plain_data
+from paring.cli.run.parts import as_flag, part_of, transient
 from paring.cli.words import plain
 from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
     from paring.core.adapter import Adapter
-    from paring.core.coding import Coded
     from paring.method import Method
     from paring.train.whole import Whole
 
@@ -116,6 +114,7 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
         SettingError: a setting is out of range, a part has an unknown name, or it would replace the adapter of ``start``.
     """
     from paring.core.coding import Coded
+    from paring.parts.allocate.budget import Budget
 
     kind = kind_of(method)
     families = {family.__name__: family for family in Coded.__subclasses__()}
@@ -125,10 +124,14 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
             continue
         flag = flag_name(method, item.name, taken)
         family = families.get(str(item.metadata.get("family", "")))
-        short = _short(family, values[flag], values)
-        data[item.name] = short or (values[flag] if family is None or values[flag] is None else part_of(flag, values[flag], family))
+        if family is None or values[flag] is None:
+            data[item.name] = values[flag]
+        elif family is Budget:
+            data[item.name] = plain_data(values[flag], entry_bytes(values["export_dtype"]))
+        else:
+            data[item.name] = part_of(flag, values[flag], family)
         started = None if start is None else vars(start)[item.name]
-        if isinstance(started, Coded) and _transient(type(started)) and data[item.name] != as_flag(started):
+        if isinstance(started, Coded) and transient(type(started)) and data[item.name] != as_flag(started):
             raise SettingError(f"--{flag} {values[flag]!r} and --init_adapter both say where the adapter starts; leave one of them out.")
     decoded = kind.decode(data)
     if start is None:
@@ -136,68 +139,6 @@ def take_settings(values: Namespace, method: str, taken: frozenset[str], start: 
     # A part that holds a trained adapter is no plain data: what was not said otherwise stays the object that it is.
     kept = {key: value for key, value in vars(start).items() if data.get(key) == as_flag(value)}
     return dataclasses.replace(decoded, **kept)
-
-
-def _short(family: type[Coded] | None, value: Any, values: Namespace) -> dict[str, Any] | None:
-    """A part out of a notation of its own, where its family has one and this is it."""
-    from paring.parts.allocate.budget import Budget
-
-    if family is not Budget or not isinstance(value, str):
-        return None
-    return written(value, each=entry_bytes(values["export_dtype"]))
-
-
-def part_of(flag: str, value: str | Mapping[str, Any], family: type[Coded]) -> dict[str, Any]:
-    """A part as plain data, out of its name (``every``), its spelling in Python (``Every(period=4)``) or a mapping with its name.
-
-    Raises:
-        SettingError: the family has no such part; says which ones it has.
-    """
-    data = _called(value) if isinstance(value, str) else dict(value)
-    members = family.all_members()
-    known = {_squashed(word): name for name, member in members.items() for word in (member.__name__, name)}
-    name = known.get(_squashed(str(data.get("name"))))
-    if name is None:
-        given = [_spelled(member) for member in members.values() if not _transient(member)]
-        raise SettingError(
-            f"--{flag} {value!r}: there is no such {family.__name__.lower()}.{near(str(data.get('name')), members)} "
-            f"Give one of {', '.join(sorted(given))}."
-        )
-    return {**data, "name": name}
-
-
-def _called(text: str) -> dict[str, Any]:
-    try:
-        found = ast.parse(text.strip(), mode="eval").body
-        if isinstance(found, ast.Call) and isinstance(found.func, ast.Name) and not found.args:
-            return {"name": found.func.id, **{str(word.arg): ast.literal_eval(word.value) for word in found.keywords}}
-    except (SyntaxError, ValueError):  # no call in Python, so at best a name
-        pass
-    return {"name": text}
-
-
-def _spelled(member: type[Coded]) -> str:
-    fields = dataclasses.fields(member)  # type: ignore[arg-type]
-    return f"{member.__name__}({', '.join(f'{item.name}={default_of(item)!r}' for item in fields if item.init)})"
-
-
-def _squashed(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower()
-
-
-def _transient(member: type[Coded]) -> bool:
-    """Whether a part holds what no plain data can say."""
-    return any(item.metadata.get("transient") for item in dataclasses.fields(member))  # type: ignore[arg-type]
-
-
-def as_flag(value: Any) -> Any:
-    """A setting's value as it is written on the command line: a part without settings of its own by its name."""
-    from paring.core.coding import Coded
-
-    if not isinstance(value, Coded):
-        return value
-    data = value.encode()
-    return {"name": data["name"]} if set(data) == {"name", "version"} else data
 
 
 def taken_names(options: type[Any]) -> frozenset[str]:

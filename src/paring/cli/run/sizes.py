@@ -29,8 +29,7 @@ class Size:
         Raises:
             SettingError: not exactly one of the three, or none that can be.
         """
-        from paring.cli.run.budgets import written
-        from paring.cli.run.settings import part_of
+        from paring.cli.run.budgets import plain_data
         from paring.parts.allocate.budget import Budget
         from paring.parts.allocate.target import ToBudget, ToEnergy, ToRank
 
@@ -42,8 +41,7 @@ class Size:
         if self.energy is not None:
             return ToEnergy(share=self.energy)
         assert self.budget is not None
-        size = written(self.budget, each=each)
-        return ToBudget(budget=Budget.decode(size or part_of("budget", self.budget, Budget)))
+        return ToBudget(budget=Budget.decode(plain_data(self.budget, each)))
 
     def words(self) -> list[str]:
         """The flags that were given, as they are written."""

@@ -17,6 +17,8 @@ from paring.cli.run.start import calibrated
 from paring.core.errors import SettingError
 from paring.core.records import RunRecord
 from paring.method import Method
+from paring.methods.spectral import Spectral
+from paring.parts.allocate.budget import Bytes
 from paring.train import Recorder
 from paring.train.whole import Whole
 
@@ -90,6 +92,11 @@ class Adapting(Subject):
             raise SettingError(
                 "--load_best_model_at_end and --early_stopping_patience may export a checkpoint from before the last cut, which is larger "
                 f"than {self.method.name} is to be; leave them out."
+            )
+        if isinstance(self.method, Spectral) and isinstance(self.method.budget, Bytes) and self.options.output.layout == "uniform":
+            raise SettingError(
+                "A --budget in bytes counts ranks as they are, and --layout uniform fills every module up with zeros to the largest one. "
+                "Leave out --layout, or give the budget in parameters (40k) or as a share (30%)."
             )
 
     def prepare(self, resume: Path | None) -> Prepared:

@@ -80,7 +80,7 @@ ifneq ($(TASKS),)
 	$(BIN)/python benchmarks/rivals.py --data "$(TASKS)"
 	$(BIN)/python benchmarks/forgetting.py --data "$(TASKS)"
 else
-	@echo "Not run: defaults.py, accuracy.py, revive.py, planted.py, path.py, rivals.py and forgetting.py. make bench TASKS=folder runs them; see benchmarks/README.md."
+	@echo "Not run: defaults.py, accuracy.py, revive.py, planted.py, path.py, rivals.py and forgetting.py. make bench TASKS=folder runs them; benchmarks/README.md has the scripts that are run by hand."
 endif
 
 study: setup  ## Conduct the studies of benchmarks/studies on a folder of labelled tasks (a day): make study TASKS=folder.

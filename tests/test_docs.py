@@ -332,6 +332,14 @@ def test_longest_step_of_adam_is_what_the_concept_says() -> None:
             assert abs(gate.item() - before) == pytest.approx(bound, rel=1e-3)
 
 
+@pytest.mark.parametrize("page", [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+def test_what_is_to_be_put_in_is_put_in(page: Path) -> None:
+    """A formatter that takes a snippet's marker for Python breaks it, and the site shows the marker in place of the code."""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.lstrip().startswith("--8"):
+            assert re.fullmatch(r'\s*--8<-- "[^"]+"', line), line
+
+
 def test_every_field_of_lora_config_is_told() -> None:
     text = (ROOT / "docs/from-lora-config.md").read_text()
     told = {name for line in text.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)[=`]", line.split(" | ")[0])}

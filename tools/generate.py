@@ -79,11 +79,16 @@ def cell(text: str) -> str:
     )
 
 
+def in_a_sentence(title: str) -> str:
+    """A title behind a colon: a first word that is a name, as LoRA is, keeps its capital."""
+    return title[:1].lower() + title[1:] if title.split(maxsplit=1)[0][1:].islower() else title
+
+
 def page(cls: type[method.Method] | type[Whole]) -> str:
     """A method's page: its module's docstring, its facts and its settings."""
     about, module = cls.about, cls.__module__
     parts = [
-        NOTE + f"# {cls.__name__}: {about.title[:1].lower()}{about.title[1:]}",
+        NOTE + f"# {cls.__name__}: {in_a_sentence(about.title)}",
         to_markdown(inspect.getdoc(sys.modules[module]) or ""),
         "\n".join(
             [

@@ -111,6 +111,17 @@ def test_a_new_regression_head_starts_at_the_mean(
     assert heads["classifier.bias"].item() == pytest.approx(2.875)
 
 
+@pytest.mark.parametrize(("times", "said"), [(1, False), (1000, True)])
+def test_labels_that_spread_far_are_said(
+    times: int, said: bool, bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line.rsplit(",", 1) for line in stars.read_text().splitlines()]
+    data = tmp_path / "far.csv"
+    data.write_text("text,score\n" + "".join(f"{text},{float(score) * times}\n" for text, score in lines[1:]), encoding="utf-8")
+    assert run("train", **STILL, method="lora", model_name_or_path=bert, dataset_name=data, output_dir=tmp_path / "out") == 0
+    assert ("better divide them" in capsys.readouterr().err) is said
+
+
 def test_a_regression_head_starts_as_that_of_the_adapter(
     bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ LORA = {
     "use_rslora": "a setting of the method: method=SoRA(scaling='rs')",
     "init_lora_weights": "a setting of the method, with two values: method=SoRA(init=KaimingZero()), the default, which is True, and "
     "method=SoRA.from_adapter(...), which starts from a trained LoRA (FromAdapter). PiSSA, OLoRA and LoRAGA are methods of their own",
+    "use_dora": "a method of its own, method=DoRA(rank=..., alpha=...)",
     "lora_ga_config": "a method of its own, method=LoRAGA(...), with paring.calibrate(model, batches)",
     "rank_pattern": "found: every module starts with SoRA(rank=...), and the export writes the ranks that are left",
     "alpha_pattern": "one scale for all modules, SoRA(alpha=...)",
@@ -38,7 +39,6 @@ _EMBEDDINGS = "embeddings are not adapted; name them in modules_to_save to train
 _PARALLEL = "Megatron's parallel layers are not adapted"
 NOT_HERE = {
     "bias": "biases stay frozen; name a whole module in modules_to_save to train it",
-    "use_dora": _VARIANT,
     "lora_bias": _VARIANT,
     "use_qalora": _VARIANT,
     "qalora_group_size": _VARIANT,

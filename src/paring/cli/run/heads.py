@@ -15,6 +15,9 @@ from paring.cli.run.loaded import labels_of
 from paring.cli.run.trainer import Rows
 from paring.core.adapter import Adapter
 
+FAR = 10.0
+"""Standard deviation of labels from which on it is said that they spread far; STS-B's have 1.5."""
+
 
 @torch.no_grad()
 def take_heads(base: Base, adapter: Adapter, source: str, task: Task) -> bool:
@@ -42,6 +45,9 @@ def start_at_mean(base: Base, task: Task, rows: Rows) -> None:
     pooler's units had grown from 0.05 to 0.35 after 45 steps, and their spread over rows had shrunk from 0.048 to 0.002; from the mean it
     had grown to 0.16. A head without a bias is left as it is.
 
+    That mends where labels lie and not how far they spread, which is said where it is far: with the same labels times 1,000 Pearson's
+    correlation was 0.66 after an epoch, in place of 0.83.
+
     Args:
         base: the model.
         task: what is learnt; nothing is done unless it is a regression.
@@ -54,6 +60,9 @@ def start_at_mean(base: Base, task: Task, rows: Rows) -> None:
         return
     for name, parameter in base.model.named_parameters():
         if name in base.unset and name.endswith(".bias") and parameter.numel() == 1:
-            mean = statistics.fmean(numbers(rows.train[task.label], task.label, "training", row_numbers(rows.train)))
+            found = numbers(rows.train[task.label], task.label, "training", row_numbers(rows.train))
+            mean = statistics.fmean(found)
             parameter.fill_(mean)
             say(f"head: starts at the mean of the training labels, {mean:.4g}")
+            if (spread := statistics.pstdev(found, mean)) > FAR:
+                say(f"head: labels spread by {spread:.4g}, which takes many steps to reach; better divide them by that before training")

@@ -8,11 +8,12 @@ the updates, so an error of zero on texts that it has not seen, and their ranks.
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
-from paring.parts.allocate.budget import Parameters
+from paring.parts.allocate.budget import Parameters, Share
 from paring.train import create_optimizer, plan
+
+SHARES = (0.5, 0.25, 0.125, 0.0625)
+"""Sizes beside the planted one, as shares of a LoRA of rank 8."""
 
 TARGETS = r".*encoder\.layer\..*\.(query|key|value|dense)"
 
@@ -45,6 +49,8 @@ class Job:
     Attributes:
         contestant: a name of :data:`CONTESTANTS`.
         budget: parameters, as a share of the planted ones; ``None`` for those that have none.
+        share: the same, as a share of those that a LoRA of rank 8 has.
+        norm: Frobenius norm of a planted update, as a share of the weight's.
         pattern: seed of the planted updates.
         seed: of the adapter's start and the order of the texts.
         rate, steps, size: main learning rate, optimizer steps, texts a step.
@@ -53,6 +59,8 @@ class Job:
 
     contestant: str
     budget: float | None
+    share: float | None = None
+    norm: float = Planting().size
     pattern: int
     seed: int
     rate: float = 3e-3
@@ -87,12 +95,13 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     device = job.device
     teacher = AutoModel.from_pretrained(encoder()).to(device).eval()
     before = states(teacher, unseen, device)
-    ranks = plant(teacher, Planting(pattern=job.pattern))
-    modules = places(teacher)
-    planted = sum(rank * (modules[name].in_features + modules[name].out_features) for name, rank in ranks.items())
+    ranks = plant(teacher, Planting(pattern=job.pattern, size=job.norm))
+    costs = {name: module.in_features + module.out_features for name, module in places(teacher).items()}
+    planted, start = sum(rank * costs[name] for name, rank in ranks.items()), 8 * sum(costs.values())
     wanted, goal = states(teacher, fit, device), states(teacher, unseen, device)
     del teacher
     budget = None if job.budget is None else round(job.budget * planted)
+    budget = budget if job.share is None else round(job.share * start)
     model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget)
     model.train()
     for module in model.modules():
@@ -100,29 +109,54 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
             module.p = 0.0
     seconds = fitted(model, fit, wanted, job, after)
     model.eval()
+    limit = distance(before, goal)
+
+    def scored(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
+        left = {path: adapter.ranks.get(path, 0) for path in ranks}
+        return {
+            "error": distance(states(model, unseen, device), goal) / limit,
+            "parameters": adapter.parameters,
+            "rank_error": sum(abs(left[path] - rank) for path, rank in ranks.items()),
+            "ranks": left,
+        }
+
     adapter = after.adapter(model)
-    error = distance(states(model, unseen, device), goal) / distance(before, goal)
-    left = {path: adapter.ranks.get(path, 0) for path in ranks}
     return {
         "job": vars(job),
-        "error": error,
-        "parameters": adapter.parameters,
+        **scored(model, adapter),
+        "cuts": [{**place, **scored(*cut)} for place, cut in after.cuts(model, planted, start)],
         "planted_parameters": planted,
+        "start_parameters": start,
         "planted_ranks": sum(ranks.values()),
-        "rank_error": sum(abs(left[path] - rank) for path, rank in ranks.items()),
-        "ranks": left,
         "planted": ranks,
         "seconds": seconds,
         "environment": environment(),
     }
 
 
+def cut_short(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and one for each cut that was made of a trained adapter at its end."""
+    made = []
+    for row in found:
+        made.append(row)
+        for cut in row.get("cuts", []):
+            job = {
+                **row["job"],
+                "contestant": f"{row['job']['contestant']}, cut at the end",
+                "budget": cut["budget"],
+                "share": cut["share"],
+            }
+            made.append({**row, **cut, "job": job})
+    return made
+
+
 def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row for each contestant, budget and rate, over patterns and seeds."""
-    groups: dict[tuple[str, float | None, float], list[dict[str, Any]]] = {}
-    for row in found:
-        groups.setdefault((row["job"]["contestant"], row["job"]["budget"], row["job"]["rate"]), []).append(row)
-    order = sorted(groups, key=lambda key: (-(key[1] or 9.0), key[0], key[2]))
+    groups: dict[tuple[str, float | None, float | None, float], list[dict[str, Any]]] = {}
+    for row in cut_short(found):
+        job = row["job"]
+        groups.setdefault((job["contestant"], job["budget"], job.get("share"), job["rate"]), []).append(row)
+    order = sorted(groups, key=lambda key: (-(key[1] or 9.0), -(key[2] or 9.0), key[0], key[3]))
     rows = []
     for key in order:
         group = groups[key]
@@ -131,8 +165,10 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "contestant": key[0],
                 "budget": key[1],
-                "rate": key[2],
+                "share": key[2],
+                "rate": key[3],
                 "runs": len(group),
+                "patterns": len({row["job"]["pattern"] for row in group}),
                 "error": statistics.mean(errors),
                 "error_low": min(errors),
                 "error_high": max(errors),
@@ -187,17 +223,22 @@ class After:
         """What is left at the end."""
         return paring.snapshot(model)
 
+    def cuts(self, model: Any, planted: int, start: int) -> Iterable[tuple[dict[str, float | None], tuple[nn.Module, Adapter]]]:
+        """What else is made of it at the end, and where that stands."""
+        return ()
+
 
 class Cut(After):
-    """Cut to a budget at the end."""
+    """Cut at the end, to the planted size and to shares of a LoRA of rank 8."""
 
-    def __init__(self, cutter: Cutter, budget: int) -> None:
-        self.cutter, self.budget = cutter, budget
-
-    def adapter(self, model: Any) -> Adapter:
-        """What is left after the cut, in the model too."""
-        self.cutter.cut(self.budget)
-        return paring.snapshot(model)
+    def cuts(self, model: Any, planted: int, start: int) -> Iterator[tuple[dict[str, float | None], tuple[nn.Module, Adapter]]]:
+        """Each of the whole adapter."""
+        for budget, share in ((1.0, None), *((None, share) for share in SHARES)):
+            one = copy.deepcopy(model)
+            cutter = plan(one, steps=1)["default"]
+            assert isinstance(cutter, Cutter)
+            cutter.cut(planted if share is None else round(share * start))
+            yield {"budget": budget, "share": share}, (one, paring.snapshot(one))
 
 
 class Ada(After):
@@ -249,14 +290,11 @@ def ours(make: Callable[[int | None], Any]) -> Callable[[nn.Module, Job, int | N
     return build
 
 
-def cut_at_the_end(model: nn.Module, job: Job, budget: int | None) -> Built:
+def whole(model: nn.Module, job: Job, budget: int | None) -> Built:
     """LoRA of rank 8, which the spectral cut is until it cuts: not before the training is over."""
-    assert budget is not None
-    method = Spectral(budget=Parameters(count=budget), cuts=1, until=0.9)
-    adapted = paring.adapt(model, method, target_modules=TARGETS, seed=job.seed)
-    cutter = plan(adapted, steps=2 * job.steps)["default"]
-    assert isinstance(cutter, Cutter)
-    return adapted, Cut(cutter, budget)
+    adapted = paring.adapt(model, Spectral(budget=Share(share=1.0)), target_modules=TARGETS, seed=job.seed)
+    plan(adapted, steps=job.steps)
+    return adapted, Cut()
 
 
 def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
@@ -285,8 +323,7 @@ def spectral(**settings: Any) -> Callable[[nn.Module, Job, int | None], Built]:
 CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
     "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
     "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
-    "LoRA r 8": ours(lambda _: LoRA(rank=8, alpha=16)),
-    "LoRA r 8, cut at the end": cut_at_the_end,
+    "LoRA r 8": whole,
     "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
     "AdaLoRA": adalora,
     "spectral": spectral(),
@@ -310,7 +347,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
-    parser.add_argument("--budgets", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[1.0], help="shares of the planted size")
+    parser.add_argument("--shares", type=float, nargs="*", default=list(SHARES), help="shares of the size of a LoRA of rank 8")
+    parser.add_argument("--norm", type=float, default=Planting().size, help="of a planted update, as a share of the weight's")
     parser.add_argument("--patterns", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
@@ -324,17 +363,20 @@ def main() -> None:
     given = parser.parse_args()
     log = given.log or RESULTS / f"{given.name}.jsonl"
     fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))}
-    place = {"size": given.size, "device": given.device, "dtype": given.dtype}
+    place = {"size": given.size, "device": given.device, "dtype": given.dtype, "norm": given.norm, "steps": given.steps}
+    sizes = [*((budget, None) for budget in given.budgets), *((None, share) for share in given.shares)]
     jobs = [
-        Job(contestant=name, budget=budget, pattern=pattern, seed=seed, rate=rate, steps=given.steps, **place)
-        for pattern, seed, rate, name in itertools.product(range(given.patterns), range(given.seeds), given.rates, given.contestants)
-        for budget in ([None] if name in fixed else given.budgets)
+        Job(contestant=name, budget=budget, share=share, pattern=pattern, seed=seed, rate=rate, **place)
+        for seed, pattern, rate, name in itertools.product(range(given.seeds), range(given.patterns), given.rates, given.contestants)
+        for budget, share in ([(None, None)] if name in fixed else sizes)
+        # AdaLoRA is asked for a mean rank, and has none below one.
+        if name != "AdaLoRA" or share is None or 8 * share >= 1
     ]
     done = {json.dumps(row["job"], sort_keys=True) for row in finished(log)}
     waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
     for job, row in logged(work, waiting, given.data, workers=given.workers, log=log):
         print(
-            f"{job.contestant:26} budget {job.budget} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
+            f"{job.contestant:26} budget {job.budget} share {job.share} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
             f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
             f"of {row['planted_ranks']} {row['seconds']:.0f} s",
             flush=True,
@@ -342,6 +384,7 @@ def main() -> None:
     found = finished(log)
     for row in summary(found):
         budget = "" if row["budget"] is None else f"budget {row['budget']:g}"
+        budget = budget if row["share"] is None else f"share {row['share']:g}"
         print(
             f"{row['contestant']:26} {budget:12} rate {row['rate']:.0e}  error {row['error']:.4f} "
             f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
@@ -352,7 +395,7 @@ def main() -> None:
         {
             "rows": summary(found),
             "planted": Planting().ranks,
-            "norm": Planting().size,
+            "norm": given.norm,
             "steps": given.steps,
             "size": given.size,
             "dtype": given.dtype,

@@ -18,7 +18,6 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from paring.cli.study import told
 from paring.cli.study.build import build
 from paring.cli.study.digests import with_digests
 from paring.cli.study.text import read_text
@@ -27,7 +26,6 @@ from paring.core.errors import DataError
 from paring.study.records import Job, Metric, Phase, State
 from paring.study.search import Asked, Cut
 from paring.train import Recorder
-from tests.study import samples
 from tests.study.samples import nothing
 
 Run = Callable[..., int]
@@ -284,16 +282,6 @@ def test_a_wrong_command_is_refused(
     assert run("study", *map(put, words), **{name: put(value) for name, value in flags.items()}) == 1
     assert said in capsys.readouterr().err
     assert not (file.parent / "small").exists()
-
-
-def test_small_losses_are_told_with_the_digits_that_differ(capsys: pytest.CaptureFixture[str]) -> None:
-    loss = Metric(name="loss", larger_is_better=False, points=1.0)
-    rows = [samples.entry("SoRA", "t", [0.9179, 0.8939]), samples.entry("LoRA", "t", [0.9189, 0.9013])]
-    found = samples.findings(*rows, metrics={"t": loss})
-    told.results_told(found)
-    assert "0.9059 (0.8939 to 0.9179)" in capsys.readouterr().err
-    told.comparison_told(found, "SoRA", "LoRA")
-    assert "+0.0042" in capsys.readouterr().out
 
 
 def test_a_study_of_which_nothing_came_says_so(

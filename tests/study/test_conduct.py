@@ -19,7 +19,7 @@ from paring.study.conduct import conduct, estimated, seconds_of
 from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, Study
 from paring.study.pool import Died
 from paring.study.records import Entry, Findings, Job, Metric, Outcome, Phase, State
-from paring.study.search import Asked, Cut
+from paring.study.search import Asked
 from paring.study.store import Store, opened
 
 ACCURACY = Metric(name="accuracy", larger_is_better=True, points=100.0)
@@ -49,12 +49,12 @@ def work(asked: Asked) -> Outcome:
         os.kill(os.getpid(), signal.SIGKILL)
     name, values, history = job.settings["metric"], curve(job), []
     for step, value in enumerate(values):
-        shown = value if name == "accuracy" else 1 / value
-        history.append(Point(step=step + 1, values={f"eval_{name}": shown}))
-        seen = [point.values[f"eval_{name}"] for point in history]
+        # As in a training: a perplexity is computed at the end, of the loss.
+        history.append(Point(step=step + 1, values={"eval_accuracy": value} if name == "accuracy" else {"eval_loss": -math.log(value)}))
+        seen = [next(iter(point.values.values())) for point in history]
         if asked.cut is not None and asked.cut.is_due(seen):
             return Outcome(state=State.PRUNED, history=tuple(history), steps=step + 1, seconds=float(step + 1))
-    last = history[-1].values[f"eval_{name}"]
+    last = values[-1] if name == "accuracy" else 1 / values[-1]
     return Outcome(
         state=State.FINISHED,
         metrics={name: math.nan if job.phase is Phase.FINAL and job.seed in job.settings.get("lost", ()) else last, "loss": 1 - values[-1]},
@@ -107,6 +107,12 @@ def test_smaller_may_be_better(tmp_path: Path) -> None:
 
 def test_a_choice_at_the_edge_is_told(tmp_path: Path) -> None:
     assert only(run(study(cell(best=1e-2)), tmp_path / "runs.db")).edges == ("learning_rate",)
+    # Two of the three were tried, 1e-3 and a smaller one: whether 1e-2 is better was not seen.
+    entry = only(run(study(cell(), trials=2), tmp_path / "fewer.db"))
+    assert sorted(trial.values["learning_rate"] for trial in entry.trials) == [1e-4, 1e-3]
+    assert (entry.chosen, entry.edges) == ({"learning_rate": 1e-3}, ("learning_rate",))
+    alone = only(run(study(cell(space={"learning_rate": Listed(values=(1e-3,))})), tmp_path / "alone.db"))
+    assert alone.edges == ()
 
 
 def test_of_equal_scores_the_lower_loss_is_chosen(tmp_path: Path) -> None:
@@ -153,14 +159,12 @@ def test_trials_below_the_median_are_cut_short(tmp_path: Path) -> None:
     assert entry.scores == whole.scores
 
 
-def test_a_cut_is_that_of_the_median() -> None:
-    cut = Cut(metric=ACCURACY, before=((0.1, 0.2, 0.3), (0.3, 0.4, 0.5)), first=2, evaluations=3)
-    assert [cut.is_due([value]) for value in (0.19, 0.2, 0.21)] == [True, False, False]
-    assert cut.is_due([0.21, 0.29])  # Its best so far, .29, is below the median of theirs, .3.
-    assert not cut.is_due([0.0, 0.0, 0.0])  # Nothing is saved by it at the end.
-    assert not Cut(metric=ACCURACY, before=((0.9, 0.9, 0.9),), first=2, evaluations=3).is_due([0.1])
-    lower = Cut(metric=PERPLEXITY, before=((9.0, 8.0, 7.0), (5.0, 4.0, 3.0)), first=2, evaluations=3)
-    assert [lower.is_due([value]) for value in (6.9, 7.1)] == [False, True]
+def test_perplexity_is_judged_by_the_loss_that_is_logged(tmp_path: Path) -> None:
+    rates = Listed(values=tuple(10.0**power for power in range(-6, 0)))
+    entry = only(run(study(cell(space={"learning_rate": rates}, metric="perplexity"), metric=PERPLEXITY), tmp_path / "runs.db"))
+    assert State.PRUNED in [trial.state for trial in entry.trials]
+    assert entry.chosen == {"learning_rate": 1e-3}
+    assert entry.scores == pytest.approx((1 / 0.9, 1 / 0.901))
 
 
 def test_what_was_cut_short_elsewhere_is_made_whole_where_it_must_be(tmp_path: Path) -> None:

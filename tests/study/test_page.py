@@ -57,9 +57,10 @@ def test_every_number_is_there() -> None:
     text = " ".join(Page(render_study(usual())).text.split())
     assert "4 contestants" in text
     assert "93 runs: 80 finished, 1 failed, 12 pruned" in text
-    assert "90.20 [90.00, 90.40]" in text  # LoRA on trec
-    assert "89.20 [89.00, 89.40]" in text
-    assert "-1.00 [-1.00, -1.00]" in text  # the cut at 1/8, paired
+    assert "90.20 [89.70, 90.70]" in text  # LoRA on trec: 0.2 times 4.303 over the root of 3
+    assert "89.20 [88.70, 89.70]" in text
+    assert re.search(r"cut @ 1/8\s*-1\.00\s*-1\.00", text)  # paired, and always the same
+    assert re.search(r"SoRA\s*88\.50 \[\S+ \S+\]\s*2 of 3\s*seeds are missing", text)
     assert "2 of 3" in text
     assert "learning rate 0.001 (edge)" in text
     assert "factor 3, best 0.001" in text
@@ -74,13 +75,24 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
     assert re.search(r"SoRA\s*trec\s*seed 1\s*Training diverged\.", text)
     assert "lies at the edge of what was tried for cut @ 1/2 on sst2, so" in text
     assert re.search(r"cut @ 1/2\s*sst2\s*learning rate\s*0\.001\s*0\.0003 to 0\.01", text)
-    assert "With at most 9 pairs no p value can be below 0.0039." in text
+    assert "With at most 9 pairs no p value of sign flips can be below 0.0039." in text
+    assert "On one task no sign-flip test can have p below 0.25." in text
+    assert "neither of other tasks nor of other rows to score on" in text
+    assert "within one point of it, or within 1% of it where the metric is no share" in text
     assert "Not all tasks have the same metric" in text
-    five = findings(*(entry(name, "t", [0.5 + seed / 100 for seed in range(5)]) for name in "ab"))
-    said = Page(render_study(five)).text
-    for absent in ("seeds: an interval", "failed:", "at the edge of what was tried", "several versions", "kinds of machine", "same metric"):
+    nine, ten = (findings(*(entry(name, "t", [0.5 + seed / 100 for seed in range(seeds)]) for name in "ab")) for seeds in (9, 10))
+    assert "Only 9 seeds" in Page(render_study(nine)).text
+    said = Page(render_study(ten)).text
+    for absent in (
+        "seeds: intervals are wide",
+        "failed:",
+        "at the edge of what was tried",
+        "several versions",
+        "kinds of machine",
+        "same metric",
+    ):
         assert absent not in said, absent
-    mixed = replace(five, versions={"torch": ["1", "2"]}, machines=[{"cores": 1}, {"cores": 2}])
+    mixed = replace(ten, versions={"torch": ["1", "2"]}, machines=[{"cores": 1}, {"cores": 2}])
     said = Page(render_study(mixed)).text
     assert "several versions of torch" in said
     assert "2 kinds of machine" in said
@@ -139,12 +151,12 @@ def test_many_contestants_are_drawn_a_few_at_a_time_on_the_same_axes() -> None:
 def test_the_names_without_a_rank_are_said() -> None:
     rows = [entry(name, task, [0.1 * place]) for place, name in enumerate("abc", 1) for task in "tu"]
     rows += [entry("d", "t", [0.9]), entry("d", "u", [None])]
-    assert "Without a rank, for want of a run that came to its end on every task: d." in Page(render_study(findings(*rows))).text
+    assert "Without a rank, since not every seed came to its end on every task: d." in Page(render_study(findings(*rows))).text
 
 
 def test_ranks_are_drawn_or_said_to_be_missing() -> None:
     text = Page(render_study(usual())).text
-    assert "means that are at most 2.71 apart (joined by a bar)" in text
+    assert "means that are at most 1.91 apart (joined by a bar)" in text
     assert "Ranks need at least two tasks" in Page(render_study(one_seed())).text
 
 

@@ -51,6 +51,13 @@ def test_ranks_say_why_there_are_none() -> None:
     assert found.p == 1.0
 
 
+def test_survivors_have_no_rank() -> None:
+    rows = [entry("A", task, [0.99, None, None]) for task in "tu"]
+    rows += [entry(name, task, [score] * 3) for name, score in (("B", 0.8), ("C", 0.7)) for task in "tu"]
+    found = mean_ranks(findings(*rows))
+    assert (found.means, found.left_out) == ({"B": 1.0, "C": 2.0}, ("A",))
+
+
 def test_smaller_may_be_better() -> None:
     rows = [entry(name, task, [value]) for task in ("notes", "more") for name, value in (("low", 10.0), ("mid", 11.0), ("high", 12.0))]
     study = findings(*rows, metrics={"notes": PERPLEXITY, "more": PERPLEXITY})

@@ -48,7 +48,10 @@ def test_results_have_every_number_and_stand_by_the_standard() -> None:
     assert cell["errors"] == {"seed 1": "Training diverged."}
     assert cell["trials"][0] == {"score": None, "state": "pruned", "values": {"learning_rate": 3e-4}}
     assert (cell["chosen"], cell["parameters"]) == ({"learning_rate": 1e-3}, [230_000, None, 230_000])
-    assert data["ranks"]["means"] == {"LoRA": 1.0, "SoRA": 4.0, "cut @ 1/2": 2.0, "cut @ 1/8": 3.0}
+    assert data["ranks"]["means"] == {"LoRA": 1.0, "cut @ 1/2": 2.0, "cut @ 1/8": 3.0}
+    assert data["ranks"]["left_out"] == ["SoRA"]
+    sora = next(row for row in data["comparisons"] if row["first"] == "SoRA")
+    assert (sora["overall"], sora["p"], sora["tasks"]["trec"]["count"]) == (None, None, 2)
     for study in (evil(), nothing(), one_seed(), findings()):
         json.loads(to_json(study), parse_constant=refused)
         json.loads(costs_to_json(study), parse_constant=refused)

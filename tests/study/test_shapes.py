@@ -30,7 +30,7 @@ def test_a_valley_is_as_wide_as_the_rates_around_the_best_that_are_as_good() -> 
 
 
 def test_the_frontier_knows_what_is_worth_its_size() -> None:
-    places = frontier(usual(), "trec")
+    places = frontier(usual(), "sst2")
     assert [place.name for place in places] == ["cut @ 1/8", "cut @ 1/2", "SoRA", "LoRA"]
     assert [place.dominated_by for place in places] == [None, None, "cut @ 1/2", None]
     assert [place.contestant for place in places] == ["cut", "cut", "SoRA", "LoRA"]
@@ -43,6 +43,13 @@ def test_twins_do_not_dominate_each_other_and_who_has_no_size_has_no_place() -> 
     rows = [entry("a", "t", [0.9]), entry("b", "t", [0.9]), entry("c", "t", [0.9], parameters=50_000)]
     rows += [replace(entry("whole", "t", [0.99]), parameters=(None,)), entry("failed", "t", [None])]
     assert {place.name: place.dominated_by for place in frontier(findings(*rows), "t")} == {"a": None, "b": None, "c": "a"}
+
+
+def test_survivors_dominate_nobody_and_have_no_place() -> None:
+    rows = [entry("A", "t", [0.99, None, None], parameters=1000), entry("B", "t", [0.8, 0.81, 0.82])]
+    assert {place.name: place.dominated_by for place in frontier(findings(*rows), "t")} == {"B": None}
+    # In the sample a seed of SoRA failed on trec.
+    assert [place.name for place in frontier(usual(), "trec")] == ["cut @ 1/8", "cut @ 1/2", "LoRA"]
 
 
 def test_a_rate_without_a_score_bounds_the_valley() -> None:

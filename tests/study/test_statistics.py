@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats  # type: ignore[import-untyped, unused-ignore]
 
 from paring.core.errors import DataError
-from paring.study.statistics import compare, holm, not_told_apart, spread
+from paring.study.statistics import Best, best, compare, holm, spread
 from tests.study.samples import PERPLEXITY, entry, findings, one_seed, usual
 
 
@@ -18,10 +20,10 @@ def test_differences_are_paired_and_told_in_points() -> None:
     found = compare(study, "a", "b")
     task = found.tasks["t"]
     assert task.mean == pytest.approx(2.0)
-    assert (task.low, task.high) == pytest.approx((1.0, 3.0))
-    assert not task.holds_zero
+    # Differences of 1, 2 and 3: s = 1, and t with two degrees of freedom is 4.3027 at 97.5%.
+    assert (task.low, task.high) == pytest.approx((2.0 - 4.3027 / 3**0.5, 2.0 + 4.3027 / 3**0.5), abs=1e-4)
     back = compare(study, "b", "a").tasks["t"]
-    assert (back.mean, back.low, back.high) == pytest.approx((-2.0, -3.0, -1.0))
+    assert (task.low, task.high) == pytest.approx((-(back.high or 0), -(back.low or 0)))
     # All three have the sign: of the 8 ways to flip, two are as far from zero.
     assert found.p == pytest.approx(2 / 8)
 
@@ -31,67 +33,114 @@ def test_the_sign_flip_test_is_that_of_all_flips() -> None:
     study = findings(
         entry("a", "t", [0.5 + value / 100 for value in first]),
         entry("b", "t", [0.5] * 4),
-        entry("a", "u", [0.5 + value / 100 for value in second] + [None, None]),
+        entry("a", "u", [0.5 + value / 100 for value in second] * 2),
         entry("b", "u", [0.5] * 4),
     )
-    parts = [value / 4 for value in first] + [value / 2 for value in second]
-    sums = [abs(sum(sign * part for sign, part in zip(signs, parts, strict=True))) for signs in itertools.product((1, -1), repeat=6)]
+    parts = [value / 4 for value in [*first, *second, *second]]
+    sums = [abs(sum(sign * part for sign, part in zip(signs, parts, strict=True))) for signs in itertools.product((1, -1), repeat=8)]
     found = compare(study, "a", "b")
     assert found.p == pytest.approx(np.mean([value >= sums[0] - 1e-9 for value in sums]))
-    assert found.missing == ("u: a did not come to its end with seeds 2, 3",)
     assert found.overall is not None
     assert found.overall.mean == pytest.approx((0.2 + 0.45) / 2)
 
 
-def test_each_task_counts_alike_and_its_seeds_are_drawn_by_themselves() -> None:
+def test_each_task_counts_alike_and_has_a_variance_of_its_own() -> None:
     study = findings(
-        entry("a", "t", [0.51, 0.51, 0.51]), entry("b", "t", [0.5] * 3), entry("a", "u", [0.47, 0.5, 0.53]), entry("b", "u", [0.5] * 3)
+        entry("a", "t", [0.52, 0.50, 0.51]), entry("b", "t", [0.5] * 3), entry("a", "u", [0.47, 0.5, 0.53]), entry("b", "u", [0.5] * 3)
     )
-    found = compare(study, "a", "b")
-    assert found.tasks["t"].low == found.tasks["t"].high == pytest.approx(1.0)
-    assert found.overall is not None
-    assert found.overall.mean == pytest.approx(0.5)
-    # All that varies is u's mean, from -3 to 3, of which the overall one takes half.
-    wide = found.tasks["u"]
-    assert wide.low is not None
-    assert found.overall.low == pytest.approx(0.5 + wide.low / 2, abs=0.05)
+    found = compare(study, "a", "b").overall
+    assert found is not None
+    assert (found.mean, found.count) == (pytest.approx(0.5), 6)
+    # Variances 1 and 9 of three each: (1/3 + 3) / 2^2, with (1/3 + 3)^2 / ((1/3)^2 / 2 + 3^2 / 2) = 2.439 degrees of freedom.
+    half = scipy.stats.t.ppf(0.975, 100 / 41) * math.sqrt(10 / 3) / 2
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half))
 
 
-def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
-    generator = np.random.default_rng(7)
-    hits = 0
-    for _ in range(300):
-        interval = spread(generator.normal(1.0, 1.0, 40).tolist())
-        assert interval.low is not None
-        assert interval.high is not None
-        hits += interval.low <= 1.0 <= interval.high
-    assert 0.90 <= hits / 300 <= 0.98
+def test_tasks_that_vary_alike_are_pooled_as_scipy_does_it() -> None:
+    # The mean of two means is half the difference of one to the negative of the other, which Welch's test has an interval of.
+    one, other = [0.01, 0.04, 0.02, 0.03], [0.05, 0.01, -0.02, 0.02]
+    rows = [entry("a", task, [0.5 + value for value in values]) for task, values in (("t", one), ("u", other))]
+    rows += [entry("b", task, [0.5] * 4) for task in "tu"]
+    found = compare(findings(*rows), "a", "b").overall
+    assert found is not None
+    wanted = scipy.stats.ttest_ind(100 * np.array(one), -100 * np.array(other), equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((wanted.low / 2, wanted.high / 2))
 
 
-def test_a_single_value_has_no_interval_and_equal_ones_have_one_without_width() -> None:
-    alone = spread([1.0])
-    assert (alone.mean, alone.low, alone.high, alone.holds_zero) == (1.0, None, None, True)
-    equal = spread([2.0, 2.0])
-    assert (equal.low, equal.high, equal.holds_zero) == (2.0, 2.0, False)
+def test_an_interval_is_that_of_the_t_test() -> None:
+    values = [1.0, 2.5, 0.5, 4.0]
+    wanted = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    found = spread(values)
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_values_that_do_not_differ_have_no_interval() -> None:
+    for values in ([1.0], [2.0, 2.0], [0.1, 0.1, 0.1]):
+        alone = spread(values)
+        assert (alone.mean, alone.low, alone.high) == (pytest.approx(values[0]), None, None)
     found = compare(one_seed(), "LoRA", "SoRA")
     assert found.overall is not None
     assert found.overall.low is None
 
 
-def test_names_that_are_not_told_apart_from_the_best() -> None:
-    found = not_told_apart(usual(), "trec")
-    assert found is not None
-    best, alike = found
-    assert best == "LoRA"
-    assert "cut @ 1/8" not in alike  # one point below at every seed
-    assert not_told_apart(one_seed(), "trec") == ("SoRA", frozenset({"LoRA"}))
+def test_names_are_told_apart_by_the_t_test_of_all_pairs_with_the_correction_of_holm() -> None:
+    scores = {"a": [0.90, 0.92, 0.91, 0.93], "b": [0.895, 0.921, 0.902, 0.934], "c": [0.80, 0.83, 0.81, 0.82]}
+    found = best(findings(*(entry(name, "t", values) for name, values in scores.items())), "t")
+    pairs = {first + other: scipy.stats.ttest_rel(scores[first], scores[other]).pvalue for first, other in ("ab", "ac", "bc")}
+    corrected = holm(pairs)
+    assert corrected["ab"] > 0.05 > corrected["ac"] > pairs["ac"]
+    assert found == Best(name="a", alike=frozenset("b"), apart=frozenset("c"))
+    # A p value that alone would do is not enough among many.
+    narrow = {"a": [0.53, 0.54, 0.52], "b": [0.5, 0.505, 0.503]}
+    assert scipy.stats.ttest_rel(narrow["a"], narrow["b"]).pvalue < 0.05
+    pair = [entry(name, "t", values) for name, values in narrow.items()]
+    alone = best(findings(*pair), "t")
+    assert alone is not None
+    assert alone.apart == {"b"}
+    others = [entry(name, "t", [0.1 * place, 0.2, 0.3]) for place, name in enumerate("cdef")]
+    among = best(findings(*pair, *others), "t")
+    assert among is not None
+    assert "b" in among.alike
+
+
+def test_equal_differences_are_as_certain_as_their_signs() -> None:
+    # A coarse metric can show the same difference three times; t would be certain of it, three signs are not.
+    for count, told in ((3, False), (7, True)):
+        rows = [entry("a", "t", [0.5 + seed / 100 for seed in range(count)]), entry("b", "t", [0.49 + seed / 100 for seed in range(count)])]
+        found = best(findings(*rows), "t")
+        assert found is not None
+        assert ("b" in found.apart) is told, count
+    assert best(one_seed(), "trec") == Best(name="SoRA", alike=frozenset({"LoRA"}), apart=frozenset())
+
+
+def test_survivors_are_not_the_best_and_have_no_mean_over_tasks() -> None:
+    rows = [entry("A", task, [0.99, None, None, None, None]) for task in ("easy", "hard")]
+    rows += [
+        entry(name, task, [0.8 + 0.01 * seed + low for seed in range(5)])
+        for name, low in (("B", 0.0), ("C", -0.1))
+        for task in ("easy", "hard")
+    ]
+    rows += [entry("S", "easy", [0.82 + 0.0101 * seed for seed in range(5)]), entry("S", "hard", [None] * 5)]
+    study = findings(*rows)
+    for task, name in (("easy", "S"), ("hard", "B")):
+        top = best(study, task)
+        assert top is not None
+        assert top.name == name
+        assert "A" not in {top.name, *top.alike, *top.apart}
+    found = compare(study, "S", "B")
+    assert (found.overall, found.p) == (None, None)
+    assert (set(found.tasks), found.tasks["easy"].count) == ({"easy"}, 5)
+    assert found.missing == ("hard: S did not come to its end with seeds 0, 1, 2, 3, 4",)
+    partly = compare(study, "A", "B")
+    assert (partly.overall, partly.p, partly.tasks["hard"].count) == (None, None, 1)
+    assert best(findings(entry("A", "t", [0.9, None])), "t") is None
 
 
 def test_smaller_may_be_better() -> None:
     study = findings(entry("low", "notes", [10.0]), entry("high", "notes", [12.0]), metrics={"notes": PERPLEXITY})
     assert compare(study, "low", "high").tasks["notes"].mean == 2.0
     assert compare(study, "high", "low").tasks["notes"].mean == -2.0
-    assert not_told_apart(study, "notes") == ("low", frozenset({"high"}))
+    assert best(study, "notes") == Best(name="low", alike=frozenset({"high"}), apart=frozenset())
 
 
 def test_the_same_findings_give_the_same_numbers_in_any_order() -> None:
@@ -113,17 +162,17 @@ def test_ties_are_ties_though_decimals_are_not_binary() -> None:
     study = findings(entry("a", "t", scores), entry("b", "t", list(base)))
     sums = [sum(sign * step for sign, step in zip(signs, steps, strict=True)) for signs in itertools.product((1, -1), repeat=6)]
     assert compare(study, "a", "b").p == np.mean([abs(value) >= abs(sum(steps)) for value in sums]) == 0.875
-    # Sums of thirds and fourths: (-6 + 2 - 2) / 3 + (4 - 4 + 5 + 3) / 4 is 0, and every flip is at least as far from it.
+    # Sums of fourths: -6 + 2 - 2 - 2 + 4 - 4 + 5 + 3 is 0, and every flip is at least as far from it.
     study = findings(
-        entry("a", "t", [0.58, 0.764, 0.148, None]),
-        entry("b", "t", [0.592, 0.76, 0.152, None]),
+        entry("a", "t", [0.58, 0.764, 0.148, 0.314]),
+        entry("b", "t", [0.592, 0.76, 0.152, 0.318]),
         entry("a", "u", [0.584, 0.738, 0.904, 0.532]),
         entry("b", "u", [0.576, 0.746, 0.894, 0.526]),
     )
     assert compare(study, "a", "b").p == 1.0
     equal = findings(entry("a", "t", [0.3, 0.91, 0.55]), entry("b", "t", [0.29, 0.9, 0.54])).entries
     alike = compare(findings(*equal), "a", "b").tasks["t"]
-    assert (alike.low, alike.mean, alike.high) == (1.0, 1.0, 1.0)
+    assert (alike.low, alike.mean, alike.high) == (None, 1.0, None)
 
 
 def test_many_pairs_are_flipped_at_random_and_alike_each_time() -> None:
@@ -150,7 +199,7 @@ def test_what_is_missing_is_said_by_name() -> None:
     )
     assert found.tasks["t"].count == 1
     assert found.tasks["t"].low is None
-    assert found.p == 1.0
+    assert found.p is None
     assert compare(findings(*rows), "b", "c").overall is None
     with pytest.raises(DataError, match=r"no contestant 'd'.* It has a, b, c\."):
         compare(findings(*rows), "a", "d")

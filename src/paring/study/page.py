@@ -97,8 +97,8 @@ def _notices(findings: Findings) -> tuple[str, ...]:
     elif len(findings.seeds) < FEW:
         few = _many(len(findings.seeds), "seed")
         notices.append(
-            f"Only {few}: an interval can't spread further than the values that there are, so it is narrower than it should be, and "
-            "contestants are told apart too easily."
+            f"Only {few}: intervals are wide, and rest on scores being about normal, which so few can't show. On one task no sign-flip "
+            f"test can have p below {2.0 ** (1 - len(findings.seeds)):.2g}. Contestants that are not told apart may differ all the same."
         )
     failed = {f"{entry.name} on {entry.task}": len(entry.errors) for entry in findings.entries if entry.errors}
     if failed:
@@ -120,7 +120,9 @@ def _notices(findings: Findings) -> tuple[str, ...]:
 def _tested(findings: Findings) -> str:
     """What the differences must not be taken for."""
     others, pairs = len(findings.names) - 1, len(findings.seeds) * len(findings.metrics)
-    said = [f"With at most {_many(pairs, 'pair')} no p value can be below {2 ** (1 - pairs):.2g}."] if others and 0 < pairs < 10 else []
+    said = []
+    if others and 0 < pairs < 10:
+        said.append(f"With at most {_many(pairs, 'pair')} no p value of sign flips can be below {2 ** (1 - pairs):.2g}.")
     if others > 1:
         said.append(f"Holm's correction is for the {others} comparisons of the table.")
     if len({(metric.name, metric.points) for metric in findings.metrics.values()}) > 1:
@@ -146,4 +148,4 @@ def _ranked(ranks: Ranks) -> str:
 
 
 def _absent(names: Sequence[str]) -> str:
-    return f"Without a rank, for want of a run that came to its end on every task: {', '.join(names)}."
+    return f"Without a rank, since not every seed came to its end on every task: {', '.join(names)}."

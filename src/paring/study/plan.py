@@ -35,10 +35,6 @@ class Listed:
         if any(first >= second for first, second in zip(self.values, self.values[1:], strict=False)):
             raise SettingError(f"values={list(self.values)!r}: give them ascending, each once.")
 
-    def at_edge(self, value: float) -> bool:
-        """Whether something better may lie beyond; a single value is no choice, and has no edge."""
-        return len(self.values) > 1 and value in (self.values[0], self.values[-1])
-
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -86,7 +82,8 @@ class Search:
         sampler: how the next is chosen; ``None`` takes the grid where everything is listed, and else a Gaussian process.
         held: share of the training rows that settings are chosen by, and that no trial is trained on.
         evaluations: how often a trial is scored on them while it trains; 1 is at its end only.
-        prune: cut a trial short that is below the median of those before it; needs ``evaluations`` above 1.
+        prune: cut a trial short that is below the median of those before it, at one of its evaluations from the half of them on, the last
+            one left out (of 4: the second and the third); needs ``evaluations`` above 1.
         first: trials that are never cut short.
         seed: of the trials' trainings, the held rows and the sampler.
 

@@ -18,7 +18,7 @@ class Ranks:
     """Mean ranks over tasks.
 
     Attributes:
-        names: those that came to an end on every task that counts.
+        names: those that came to their end on every task with every seed.
         left_out: those that did not, and so have no rank.
         tasks: that count.
         means: mean rank of each name; 1 is best, ties share.
@@ -43,7 +43,7 @@ def mean_ranks(findings: Findings) -> Ranks:
 
     A block is a task, scored by the mean over seeds: the seeds of one task are no tasks of their own. With :math:`k` names and :math:`N`
     tasks, means differ at 5% if they are further apart than :math:`q_{k} / \sqrt 2 \cdot \sqrt{k (k + 1) / 6 N}`, where :math:`q_k` is the
-    95% quantile of the studentised range. A name that failed on a task is left out, neither ranked last nor ranked on fewer tasks.
+    95% quantile of the studentised range. A name of which a run failed is left out, neither ranked last nor ranked on what is left.
     """
     tasks = tuple(findings.metrics)
     complete: dict[str, list[float]] = {}
@@ -55,7 +55,7 @@ def mean_ranks(findings: Findings) -> Ranks:
     names = tuple(complete)
     left_out = tuple(name for name in findings.names if name not in complete)
     if len(names) < 2 or len(tasks) < 2:
-        short = "two contestants that came to an end on every task" if len(names) < 2 else "two tasks"
+        short = "two contestants that came to their end on every task with every seed" if len(names) < 2 else "two tasks"
         reason = f"Ranks need at least {short}."
         return Ranks(names=names, left_out=left_out, tasks=tasks, means={}, p=None, difference=None, groups=(), reason=reason)
     table = np.array(list(complete.values())).T

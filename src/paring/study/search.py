@@ -7,8 +7,9 @@ again, finds them in its database, and goes on behind them.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from paring.core.records import Point
-from paring.study.plan import Cell, Listed, Sampler, Search, Space, Study
+from paring.study.plan import Cell, Listed, Range, Sampler, Search, Space, Study
 from paring.study.records import Entry, Job, Metric, Outcome, State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -26,10 +27,16 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 EVALUATED = "eval_"
 """What logged metrics on rows held out begin with."""
 
+SEEN_BY = {"perplexity": "loss"}
+"""What is logged in the place of a metric that is known at the end alone, and ranks trials as the metric does."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """When a trial is cut short: below the median of the trials before it, at the same evaluation.
+    """When a trial is cut short: below the median of the trials before it, at the same evaluation, in the second half of a training.
+
+    Of ``E`` evaluations those before the one of number ``E / 2``, rounded up, cut nothing: a large rate begins behind and ends ahead.
+    Nor does the last one, since it saves nothing. Source: Golovin et al., KDD (2017), the median stopping rule, as Optuna has it.
 
     Attributes:
         metric: what they are compared by.
@@ -44,11 +51,13 @@ class Cut:
     evaluations: int = 4
 
     def is_due(self, values: Sequence[float]) -> bool:
-        """Whether a trial with these evaluations so far is to end here; never at its last one."""
+        """Whether a trial with these evaluations so far is to end here."""
         if not values or len(values) >= self.evaluations or len(self.before) < self.first:
             return False
+        # Optuna counts evaluations from 0, and heeds the one whose number is that of warm-up.
+        late = math.ceil(self.evaluations / 2) - 1
         study = optuna.create_study(
-            direction=_direction(self.metric), pruner=optuna.pruners.MedianPruner(n_startup_trials=self.first, n_warmup_steps=0)
+            direction=_direction(self.metric), pruner=optuna.pruners.MedianPruner(n_startup_trials=self.first, n_warmup_steps=late)
         )
         for earlier in self.before:
             if len(earlier) == self.evaluations:
@@ -58,7 +67,7 @@ class Cut:
         trial = study.ask()
         for step, value in enumerate(values):
             trial.report(value, step)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     def length(self, values: Sequence[float]) -> int:
         """At how many of a whole trial's evaluations it would have been cut short; all of them if it would not."""
@@ -77,9 +86,15 @@ def _direction(metric: Metric) -> StudyDirection:
     return StudyDirection.MAXIMIZE if metric.larger_is_better else StudyDirection.MINIMIZE
 
 
+def logged(metric: Metric) -> str:
+    """The name under which evaluations log what trials are cut short by: the metric's own, or that of :data:`SEEN_BY`."""
+    return f"{EVALUATED}{SEEN_BY.get(metric.name, metric.name)}"
+
+
 def evaluations(history: Sequence[Point], metric: Metric) -> tuple[float, ...]:
-    """A metric on the held-out rows at each evaluation that was logged."""
-    return tuple(point.values[f"{EVALUATED}{metric.name}"] for point in history if f"{EVALUATED}{metric.name}" in point.values)
+    """What trials are cut short by, on the held-out rows, at each evaluation that was logged."""
+    name = logged(metric)
+    return tuple(point.values[name] for point in history if name in point.values)
 
 
 def _sampler(search: Search, space: Space) -> optuna.samplers.BaseSampler:
@@ -203,6 +218,11 @@ def _unscored(metric: Metric) -> str:
     return f"the metric {metric.name} is not among what was measured, or not finite"
 
 
+def _at_edge(space: Listed | Range, value: float, tried: Collection[float]) -> bool:
+    """Of a list what was tried counts: with fewer trials than settings a part of it was not."""
+    return space.at_edge(value) if isinstance(space, Range) else len(space.values) > 1 and value in (min(tried), max(tried))
+
+
 def _entry(
     study: Study,
     cell: Cell,
@@ -222,7 +242,11 @@ def _entry(
         budget=cell.budget,
         trials=tuple(searched.trials),
         chosen=chosen,
-        edges=tuple(name for name, value in (chosen or {}).items() if cell.space[name].at_edge(value)),
+        edges=tuple(
+            name
+            for name, value in (chosen or {}).items()
+            if _at_edge(cell.space[name], value, [trial.values[name] for trial in searched.trials])
+        ),
         scores=each(lambda one: _score(one, metric)),
         parameters=each(lambda one: one.parameters),
         start_parameters=each(lambda one: one.start_parameters),

@@ -103,7 +103,10 @@ def valley(entry: Entry, metric: Metric, margin: float | None = None) -> Valley 
 
 
 def frontier(findings: Findings, task: str) -> tuple[Place, ...]:
-    """All names with a size and a score on a task, the smallest first. Which are dominated is a matter of means alone."""
+    """All names with a size, and a score with every seed, on a task, the smallest first. Which are dominated is a matter of means alone.
+
+    A name of which a seed failed has no place: its mean is one of survivors, which is to beat nobody.
+    """
     metric = findings.metrics[task]
     found: dict[str, tuple[Entry, float, float]] = {}
     for name in findings.names:

@@ -1,18 +1,23 @@
-"""What a study's scores say: means with their intervals, and differences that are paired by task and seed. All by SciPy.
+"""What a study's scores say: means with their intervals, and differences that are paired by task and seed. Distributions are SciPy's.
 
 Differences are told in points (:attr:`~paring.study.records.Metric.points`), with the sign turned where smaller is better, so that above
 zero always means that the first is better.
+
+What varies are the seeds, and all that a seed draws. Tasks are fixed, and so are the rows of dev: intervals are over neither. Seeds are
+few, so intervals are Student's: a bootstrap of so few values is too narrow (``tests/study/test_coverage.py`` has the numbers).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, permutation_test  # type: ignore[import-untyped, unused-ignore]
+from scipy.stats import permutation_test, t  # type: ignore[import-untyped, unused-ignore]
 
 from paring.core.errors import DataError, near
 from paring.study.records import Entry, Findings, Metric
@@ -20,21 +25,23 @@ from paring.study.records import Entry, Findings, Metric
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
-FEW = 5
-"""Seeds below which a bootstrap interval is plainly too narrow: it can't spread further than the few values there are."""
+FEW = 10
+"""Seeds below which a reader is told what so few cannot show."""
 DIGITS = 9
 """Decimals of a point that count. What differs by less is rounding, and would break ties that are there."""
 
 Floats: TypeAlias = NDArray[np.float64]
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean and what the bootstrap says of it.
+    """A mean, and how far it is known.
 
     Attributes:
         mean: of the values.
-        low, high: percentile bootstrap interval of 95%; ``None`` where there are fewer than two values in a group.
+        low, high: Student's t interval of 95% (:func:`spread`); ``None`` where there are fewer than two values in a group, or no two that
+            differ.
         count: values.
     """
 
@@ -42,11 +49,6 @@ class Interval:
     low: float | None
     high: float | None
     count: int
-
-    @property
-    def holds_zero(self) -> bool:
-        """Whether no difference can be told; without an interval none can."""
-        return self.low is None or self.high is None or self.low <= 0.0 <= self.high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,9 @@ class Comparison:
     Attributes:
         first, second: their names.
         tasks: of each task the paired differences over seeds.
-        overall: of the mean over tasks of the tasks' means; seeds are drawn anew within each task, tasks are not.
-        p: of the two-sided sign-flip test that the mean over tasks of the tasks' means is zero; ``None`` where there are no pairs.
+        overall: of the mean over tasks of the tasks' means; ``None`` where any run is missing, since those that are left are no fair
+            sample of either side: who fails on the hard task has a mean over the easy ones.
+        p: of the two-sided sign-flip test that this mean is zero; ``None`` where there is no such mean.
         missing: what could not be compared, in words.
     """
 
@@ -69,19 +72,40 @@ class Comparison:
     missing: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The best mean on a task, and who is told apart from it.
+
+    Attributes:
+        name: that has it, of those that came to their end with every seed.
+        alike: others that did so too, and are not told apart from it.
+        apart: those that are.
+    """
+
+    name: str
+    alike: frozenset[str]
+    apart: frozenset[str]
+
+
 def spread(values: Sequence[float]) -> Interval:
-    """The mean of values with its bootstrap interval."""
+    r"""The mean of :math:`n` values with its 95% interval, :math:`\bar x \pm t_{n-1} s / \sqrt n`. Source: Student, Biometrika 6 (1908)."""
     return _interval([_in_order(values)])
 
 
 def mean_score(entry: Entry | None, metric: Metric) -> float | None:
-    """The mean over the seeds that came to their end, in points, larger is better; ``None`` if none did."""
+    """The mean over seeds, in points, larger is better; ``None`` unless every seed came to its end: survivors compare with nothing."""
     scores = [] if entry is None else [score for score in entry.scores if score is not None]
-    return round(_sign(metric) * metric.points * float(np.mean(sorted(scores))), DIGITS) if scores else None
+    if entry is None or not scores or len(scores) < len(entry.scores):
+        return None
+    return round(_sign(metric) * metric.points * float(np.mean(sorted(scores))), DIGITS)
 
 
 def compare(findings: Findings, first: str, second: str) -> Comparison:
-    """The paired differences of two names, first minus second.
+    r"""The paired differences of two names, first minus second.
+
+    On a task the interval is that of :func:`spread` over the differences. The mean over :math:`T` tasks of their means has the variance
+    :math:`T^{-2} \sum_t s_t^2 / n_t`, with the degrees of freedom of Welch and Satterthwaite,
+    :math:`(\sum_t s_t^2 / n_t)^2 / \sum_t (s_t^2 / n_t)^2 / (n_t - 1)`. Source: Satterthwaite, Biometrics Bulletin 2 (1946).
 
     Raises:
         DataError: the study has no such name.
@@ -107,19 +131,21 @@ def compare(findings: Findings, first: str, second: str) -> Comparison:
         first=first,
         second=second,
         tasks={task: _interval([groups[task]]) for task in findings.metrics if task in groups},
-        overall=_interval(list(groups.values())) if groups else None,
-        p=_sign_flips(list(groups.values())) if groups else None,
+        overall=_interval(list(groups.values())) if groups and not missing else None,
+        p=_sign_flips(list(groups.values())) if groups and not missing else None,
         missing=tuple(missing),
     )
 
 
-def holm(values: Mapping[str, float]) -> dict[str, float]:
+def holm(values: Mapping[K, float]) -> dict[K, float]:
     """P values of several tests, corrected for there being several by Holm's step-down method: the chance of any false alarm is bounded.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
-    corrected: dict[str, float] = {}
+    corrected: dict[K, float] = {}
     highest = 0.0
     for place, name in enumerate(sorted(values, key=lambda name: values[name])):
         highest = max(highest, min(1.0, (len(values) - place) * values[name]))
@@ -127,19 +153,26 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
     return corrected
 
 
-def not_told_apart(findings: Findings, task: str) -> tuple[str, frozenset[str]] | None:
-    """The name with the best mean on a task, and those whose paired difference to it has an interval that holds zero.
+def best(findings: Findings, task: str) -> Best | None:
+    """The best mean on a task, and who is told apart from it: a paired t test of the seeds' differences has p < 0.05 after :func:`holm`.
 
-    ``None`` where nothing came to its end. With a single seed there is no interval, and nothing is told apart.
+    The correction is for all pairs of names: which one is the best was seen in the same scores, so any pair might have been looked at. Of
+    names that are all equal, at least one is then told apart in at most 5% of studies. ``None`` where none came to its end with every
+    seed. With a single seed nothing is told apart.
     """
     metric = findings.metrics[task]
     entries = {name: entry for name in findings.names if (entry := findings.of(name).get(task)) is not None}
     means = {name: mean for name, entry in entries.items() if (mean := mean_score(entry, metric)) is not None}
     if not means:
         return None
-    best = max(means, key=lambda name: means[name])
-    pairs = {name: _paired(entries[best], entries[name], metric) for name in means if name != best}
-    return best, frozenset(name for name, values in pairs.items() if not len(values) or _interval([values]).holds_zero)
+    top = max(means, key=lambda name: means[name])
+    pairs = {
+        frozenset((one, other)): _t_test(_paired(entries[one], entries[other], metric))
+        for one, other in itertools.combinations(sorted(means), 2)
+    }
+    corrected = holm(pairs)
+    apart = frozenset(name for name in means if name != top and corrected[frozenset((top, name))] < 1 - CONFIDENCE)
+    return Best(name=top, alike=frozenset(means) - apart - {top}, apart=apart)
 
 
 def _named(findings: Findings, name: str) -> dict[str, Entry]:
@@ -167,33 +200,47 @@ def _paired(first: Entry | None, second: Entry | None, metric: Metric) -> Floats
 
 
 def _in_order(values: Sequence[float]) -> Floats:
-    """Rising, so that draws with a given seed do not depend on the order of the seeds."""
+    """Rising, so that sums and draws do not depend on the order of the seeds."""
     return np.sort(np.asarray(values, dtype=np.float64))
 
 
-def _interval(groups: Sequence[Floats]) -> Interval:
-    """Of the mean of the groups' means, each group drawn anew by itself."""
-    mean = float(np.mean([values.mean() for values in groups]))
-    count = sum(len(values) for values in groups)
+def _student(groups: Sequence[Floats]) -> tuple[float, float, float] | None:
+    """Mean of the groups' means, its standard error and degrees of freedom; ``None`` where no spread is seen to tell them from."""
     if any(len(values) < 2 for values in groups):
-        return Interval(mean=mean, low=None, high=None, count=count)
-    if all(np.ptp(values) == 0 for values in groups):
-        return Interval(mean=mean, low=mean, high=mean, count=count)
+        return None
+    parts = np.array([values.var(ddof=1) / len(values) for values in groups])
+    # Equal values can differ by rounding in a mean, never in their range.
+    parts[[not np.ptp(values) for values in groups]] = 0.0
+    if not parts.any():
+        return None
+    # Relative to the largest, so that no square is too small for a float.
+    shares = parts / parts.max()
+    freedom = float(shares.sum() ** 2 / sum(share**2 / (len(values) - 1) for share, values in zip(shares, groups, strict=True)))
+    return _mean(groups), math.sqrt(float(parts.sum())) / len(groups), freedom
 
-    def statistic(*samples: Floats, axis: int = -1) -> Any:
-        return np.mean([sample.mean(axis=axis) for sample in samples], axis=0)
 
-    # Percentiles, since SciPy's BCa gives no number where all values of a sample are equal.
-    found = bootstrap(
-        tuple(groups),
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return Interval(mean=mean, low=float(found.low), high=float(found.high), count=count)
+def _mean(groups: Sequence[Floats]) -> float:
+    return float(np.mean([values.mean() for values in groups]))
+
+
+def _interval(groups: Sequence[Floats]) -> Interval:
+    """Of the mean of the groups' means."""
+    found, count = _student(groups), sum(len(values) for values in groups)
+    if found is None:
+        return Interval(mean=_mean(groups), low=None, high=None, count=count)
+    mean, error, freedom = found
+    low, high = t.interval(CONFIDENCE, freedom, loc=mean, scale=error)
+    return Interval(mean=mean, low=float(low), high=float(high), count=count)
+
+
+def _t_test(values: Floats) -> float:
+    """The two-sided p value that the mean is zero."""
+    found = _student([values])
+    if found is None:
+        # Where all are equal, as scores of few rows can be, t would be certain of what a coarse metric hides; signs are not.
+        return _sign_flips([values])
+    mean, error, freedom = found
+    return float(2 * t.sf(abs(mean) / error, freedom))
 
 
 def _sign_flips(groups: Sequence[Floats]) -> float:

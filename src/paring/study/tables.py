@@ -11,7 +11,7 @@ from paring.report.tables import Cell, Table
 from paring.report.words import NOTHING, brief_count, count, duration, metric_name, number, sentence_case, size
 from paring.study.records import Entry, Findings, Metric
 from paring.study.shapes import frontier, valley
-from paring.study.statistics import Interval, compare, holm, not_told_apart, spread
+from paring.study.statistics import Best, Interval, best, compare, holm, spread
 
 _TALL = 24
 _NAMED = 3
@@ -66,8 +66,8 @@ def _tried(entry: Entry, name: str) -> str:
 
 
 def results_table(findings: Findings, task: str, key: str) -> Table:
-    """The scores on a task with what was chosen, and which names can't be told apart from the best mean."""
-    metric, told, digits = findings.metrics[task], not_told_apart(findings, task), digits_of(findings, task)
+    """The scores on a task with what was chosen, and which names are told apart from the best mean."""
+    metric, top, digits = findings.metrics[task], best(findings, task), digits_of(findings, task)
     rows = []
     for name in findings.names:
         entry = findings.of(name).get(task)
@@ -80,7 +80,7 @@ def results_table(findings: Findings, task: str, key: str) -> Table:
                 name,
                 _spread(spread(scores), digits) if scores else NOTHING,
                 f"{len(scores)} of {len(entry.scores)}",
-                _apart(name, told) if scores else "failed",
+                _apart(name, top) if scores else "failed",
                 f"{metric.points * tuned[0]:.{digits}f}" if tuned else NOTHING,
                 _chosen(entry),
                 _mean(entry.parameters, lambda value: brief_count(round(value))),
@@ -102,13 +102,12 @@ def results_table(findings: Findings, task: str, key: str) -> Table:
     return _table(key, f"{task}: {metric_name(metric.name)}{unit}, {better} is better", columns, rows)
 
 
-def _apart(name: str, told: tuple[str, frozenset[str]] | None) -> str:
-    if told is None:
-        return NOTHING
-    best, alike = told
-    if name == best:
-        return f"it is this one, or {listing(sorted(alike), 'or')}" if alike else "it is this one"
-    return "not told apart" if name in alike else "told apart"
+def _apart(name: str, top: Best | None) -> str:
+    if top is None or name not in {top.name, *top.alike, *top.apart}:
+        return "seeds are missing"
+    if name == top.name:
+        return f"it is this one, or {listing(sorted(top.alike), 'or')}" if top.alike else "it is this one"
+    return "not told apart" if name in top.alike else "told apart"
 
 
 def _chosen(entry: Entry) -> str:
@@ -140,15 +139,15 @@ def differences_table(findings: Findings, reference: str) -> Table | None:
         ("Contestant", False),
         *((task, True) for task in findings.metrics),
         ("Mean over tasks", True),
-        ("p", True),
-        ("p, by Holm", True),
+        ("p, by sign flips", True),
+        ("The same, by Holm", True),
         ("Left out", False),
     )
     return _table("differences-table", f"Points above {reference} [95%]", columns, rows)
 
 
 def dominated_table(findings: Findings) -> Table:
-    """Which names another one beats in size and mean score at once."""
+    """Which names another one beats in size and mean score at once; of those with every seed."""
     tasks = {task: {place.name: place.dominated_by for place in frontier(findings, task)} for task in findings.metrics}
 
     def said(name: str, places: Mapping[str, str | None]) -> str:

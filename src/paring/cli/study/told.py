@@ -101,10 +101,15 @@ def comparison_told(findings: Findings, first: str, second: str) -> None:
     console.print(table)
     for said in found.missing:
         console.print(f"left out: {said}")
+    if found.missing:
+        console.print("so there is no mean over tasks and no test of it: what came to its end is no fair sample of either")
     if found.p is not None:
         console.print(f"sign-flip test that there is no difference: p = {found.p:.3g}")
     if len(findings.seeds) < FEW:
-        console.print(f"With {len(findings.seeds)} seeds an interval is narrower than it should be: it holds only what these seeds show.")
+        console.print(
+            f"Few seeds, {len(findings.seeds)}: intervals rest on differences being about normal, which so few can't show, and the "
+            f"sign-flip test, which does not, can't have p below {2.0 ** (1 - len(findings.seeds)):.2g} on one task."
+        )
 
 
 def _between(interval: Interval, digits: int) -> str:

@@ -35,7 +35,7 @@ from paring.core.errors import DataError, ExportError, ParingError, SettingError
 from paring.method import Method
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome, Phase, State
-from paring.study.search import EVALUATED, Asked, Cut
+from paring.study.search import Asked, Cut, logged
 from paring.train import Recorder
 from paring.train.recorder import machine, points, versions
 from paring.train.whole import Whole
@@ -71,7 +71,7 @@ class Looks(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Is it worth going on?"""
         if self.cut is None or metrics is None:
             return
-        name = f"{EVALUATED}{self.cut.metric.name}"
+        name = logged(self.cut.metric)
         if name in metrics:
             self.seen.append(float(metrics[name]))
             if self.cut.is_due(self.seen):

@@ -21,8 +21,9 @@ from transformers import Trainer, TrainerCallback
 from paring.cli.study import told
 from paring.cli.study.build import build
 from paring.cli.study.digests import with_digests
+from paring.cli.study.made import make, steps_of
 from paring.cli.study.text import read_text
-from paring.cli.study.work import Prober, Worker, _made, steps_of
+from paring.cli.study.work import Prober, Worker
 from paring.core.errors import DataError
 from paring.study.records import Job, Metric, Phase, State
 from paring.study.search import Asked, Cut
@@ -119,7 +120,7 @@ def test_all_contestants_see_the_same_rows_in_the_same_order_and_begin_with_the_
     orders, heads = {}, {}
     # What draws least and most: dropout, starts of their own, starts off batches, no adapter, PEFT's.
     for contestant in ("lora", "lora with dropout", "spectral", "lora_ga", "lisa", "PEFT's LoRA", "PEFT's EVA"):
-        made = _made(job(bert, moods, contestant), {}, Recorder(), tmp_path / contestant)
+        made = make(job(bert, moods, contestant), {}, Recorder(), tmp_path / contestant)
         found = [
             p.detach().clone() for name, p in made.prepared.model.named_parameters() if "classifier" in name and "original" not in name
         ]
@@ -131,14 +132,14 @@ def test_all_contestants_see_the_same_rows_in_the_same_order_and_begin_with_the_
     assert first[:4] != first[4:], "epochs are in one order"
     assert all(order == first for order in orders.values())
     assert all(torch.equal(a, b) for found in heads.values() for a, b in zip(found, heads["lora"], strict=True))
-    made = _made(job(bert, moods, "lora", seed=1), {}, Recorder(), tmp_path / "other")
+    made = make(job(bert, moods, "lora", seed=1), {}, Recorder(), tmp_path / "other")
     other = Order(made.trainer)
     made.trainer.train()
     assert other.seen != first
 
 
 def test_a_trial_is_scored_on_training_rows_that_it_was_not_trained_on(bert: Path, moods: Path, tmp_path: Path) -> None:
-    made = _made(job(bert, moods, "lora", phase=Phase.SEARCH), {}, Recorder(), tmp_path)
+    made = make(job(bert, moods, "lora", phase=Phase.SEARCH), {}, Recorder(), tmp_path)
     rows = made.prepared.rows
     assert rows.held_out is not None
     lines = set((moods / "train.tsv").read_text().splitlines()[1:])
@@ -149,7 +150,7 @@ def test_a_trial_is_scored_on_training_rows_that_it_was_not_trained_on(bert: Pat
         set(part["__row__"] if "__row__" in part.column_names else part[part.column_names[-1]]) for part in (rows.train, rows.held_out)
     ]
     assert not numbers[0] & numbers[1]
-    again = _made(job(bert, moods, "lora", phase=Phase.SEARCH, seed=1), {}, Recorder(), tmp_path)
+    again = make(job(bert, moods, "lora", phase=Phase.SEARCH, seed=1), {}, Recorder(), tmp_path)
     assert again.prepared.rows.held_out is not None
     assert again.prepared.rows.held_out["text"][:] == rows.held_out["text"][:]
 
@@ -187,7 +188,7 @@ def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:
 
 def test_steps_are_counted_as_transformers_does(bert: Path, moods: Path, tmp_path: Path) -> None:
     for flags in ({"gradient_accumulation_steps": 3}, {"num_train_epochs": 1.3}, {"per_device_train_batch_size": 24}, {"max_steps": 5}):
-        made = _made(job(bert, moods, "lora", **flags), {}, Recorder(), tmp_path)
+        made = make(job(bert, moods, "lora", **flags), {}, Recorder(), tmp_path)
         made.trainer.train()
         assert made.trainer.state.max_steps == made.steps == steps_of(made.run.options, 64), flags
 

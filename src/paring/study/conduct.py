@@ -153,6 +153,7 @@ def gathered(study: Study, entries: tuple[Entry, ...], outcomes: Iterable[Outcom
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         machines=[machines[key] for key in sorted(machines) if machines[key]],
         counts=dict(sorted(counts.items())),
+        held_out=study.held_out,
     )
 
 

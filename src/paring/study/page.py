@@ -13,6 +13,7 @@ from paring.report.words import NOTHING, count
 from paring.report.write import write_page
 from paring.study import tables
 from paring.study.figures import frontiers, rates
+from paring.study.notices import held_out
 from paring.study.ranks import Ranks, mean_ranks
 from paring.study.records import Findings
 from paring.study.statistics import FEW
@@ -91,7 +92,7 @@ def _facts(findings: Findings) -> tuple[str, ...]:
 
 def _notices(findings: Findings) -> tuple[str, ...]:
     """What a reader must not miss."""
-    notices = []
+    notices = [held_out(findings.held_out)] if findings.held_out else []
     if len(findings.seeds) == 1:
         notices.append("One seed alone: there are no intervals, and no contestants are told apart.")
     elif len(findings.seeds) < FEW:

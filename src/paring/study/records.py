@@ -206,6 +206,7 @@ class Findings:
         entries: all of them, in the study's order.
         versions, machines: every value that a run has noted, so that a mixture shows.
         counts: how many runs ended in which state.
+        held_out: the tasks whose final runs were scored on rows that were held out of those to train on.
     """
 
     name: str
@@ -216,6 +217,7 @@ class Findings:
     versions: Mapping[str, Sequence[str]]
     machines: Sequence[Mapping[str, Any]]
     counts: Mapping[str, int]
+    held_out: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Everything, as JSON text."""
@@ -233,6 +235,7 @@ class Findings:
             data["metrics"] = {task: Metric(**metric) for task, metric in data["metrics"].items()}
             data["entries"] = tuple(_entry(entry) for entry in data["entries"])
             data["seeds"] = tuple(data["seeds"])
+            data["held_out"] = tuple(data.get("held_out", ()))
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"This is not what a study has found: {error!r}.") from error

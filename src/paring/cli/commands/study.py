@@ -78,8 +78,11 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path, workers
     from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
     from paring.study.conduct import conduct
+    from paring.study.notices import held_out
 
     study = built.study
+    if study.held_out:
+        say(f"study: {held_out(study.held_out)}")
     if not options.probe:
         runs_told(study)
     estimates = plan_told(study, store, built, options.max_hours) if options.probe else {}

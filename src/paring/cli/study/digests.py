@@ -10,16 +10,20 @@ from typing import Any
 
 from paring.cli.data.read import check_there
 from paring.cli.run.base import WEIGHTS
+from paring.cli.run.options import DataOptions
+from paring.cli.run.prepare import has_split
 from paring.cli.study.flags import filled
 from paring.core.errors import DataError
 from paring.exchange.folder import digest
-from paring.study.plan import Study
+from paring.study.plan import Scored, Study
 
 DATA = ("dataset_name", "eval_dataset_name", "chat_template_path")
+PLACES = ("dataset_name", "dataset_config", "dataset_test_split", "eval_dataset_name")
+"""What tells whether a task has rows of its own to be scored on."""
 
 
 def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
-    """The study whose runs are known by the content of their files as well.
+    """The study whose runs are known by the content of their files as well, and that knows what its final runs are scored on.
 
     Raises:
         DataError: data or weights are not there, and have no name of the hub either.
@@ -32,8 +36,19 @@ def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
         check_there(base)
         if Path(base).is_dir():
             found["model"] = _weights(Path(base))
-        cells.append(replace(cell, settings={**cell.settings, "digests": found}))
+        cells.append(replace(cell, settings={**cell.settings, "digests": found}, scored=_scored(flags)))
     return replace(study, cells=tuple(cells))
+
+
+def _scored(flags: Mapping[str, Any]) -> Scored:
+    places = {name: flags[name] for name in PLACES if flags.get(name) is not None}
+    if not _has_split(DataOptions(**places)):
+        return Scored.HELD_OUT
+    return Scored.WHOLE if flags.get("max_eval_samples") is None else Scored.SAMPLED
+
+
+# The names of a data set's splits may have to be asked for on the hub.
+_has_split = cache(has_split)
 
 
 @cache

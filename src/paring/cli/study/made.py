@@ -59,7 +59,8 @@ def make(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: P
     if whole is not None:
         options = precise(options)
     what = None if "planted" not in job.settings else planting(job.settings["planted"])
-    prepared = load(options, None) if what is None else load_planted(options)
+    drawn = job.settings.get("drawn")
+    prepared = load(options, None, drawn=drawn) if what is None else load_planted(options, drawn)
     if what is not None:
         options = planted_options(options, prepared.model)
     rows = _rows(job, prepared.rows)

@@ -214,6 +214,21 @@ def test_a_run_is_known_by_content_and_not_by_place(bert: Path, moods: Path, tmp
         keys(bert, tmp_path / "empty")
 
 
+def test_what_the_command_line_says_is_a_setting_of_a_run(bert: Path, moods: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(FILE.replace("num_train_epochs: 2", "max_steps: $steps"), encoding="utf-8")
+    text = read_text(tmp_path / "study.yaml")
+
+    def keys(steps: str, base: Path | str = bert) -> list[str]:
+        names = {"base": str(base), "data": str(moods), "steps": steps}
+        study = with_digests(build(text, names).study, names)
+        return [study.final(cell, 0, {"learning_rate": 1e-3}).key for cell in study.cells]
+
+    assert keys("10") == keys("10")
+    assert not set(keys("10")) & set(keys("1000"))
+    # Two models of the hub, which are known by nothing but their names.
+    assert not set(keys("10", "one/model")) & set(keys("10", "other/model"))
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"

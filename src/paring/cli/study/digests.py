@@ -12,12 +12,14 @@ from paring.cli.data.read import check_there
 from paring.cli.run.base import WEIGHTS
 from paring.cli.run.options import DataOptions
 from paring.cli.run.prepare import has_split
-from paring.cli.study.flags import filled
+from paring.cli.study.flags import filled, unfilled
 from paring.core.errors import DataError
 from paring.exchange.folder import digest
 from paring.study.plan import Scored, Study
 
 DATA = ("dataset_name", "eval_dataset_name", "chat_template_path")
+PATHS = (*DATA, "model_name_or_path")
+"""Flags whose content is known, so that where it lies is no part of a run."""
 PLACES = ("dataset_name", "dataset_config", "dataset_test_split", "eval_dataset_name")
 """What tells whether a task has rows of its own to be scored on."""
 
@@ -30,13 +32,18 @@ def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
     """
     cells = []
     for cell in study.cells:
-        flags = filled(cell.settings["flags"], definitions)
+        given = cell.settings["flags"]
+        flags = filled(given, definitions)
         found = {name: _content(str(flags[name])) for name in DATA if flags.get(name) is not None}
         base = str(flags["model_name_or_path"])
         check_there(base)
         if Path(base).is_dir():
             found["model"] = _weights(Path(base))
-        cells.append(replace(cell, settings={**cell.settings, "digests": found}, scored=_scored(flags)))
+        elif unfilled(given["model_name_or_path"]):
+            found["model"] = base  # a name of the hub, which the file leaves open
+        # What the command line says of anything else is a setting like those of the file.
+        settings = {name: value if name in PATHS else flags[name] for name, value in given.items()}
+        cells.append(replace(cell, settings={**cell.settings, "flags": settings, "digests": found}, scored=_scored(flags)))
     return replace(study, cells=tuple(cells))
 
 

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from paring.cli.study import told
+from paring.cli.study import digests, told
 from paring.cli.study.build import build
 from paring.cli.study.digests import with_digests
 from paring.cli.study.made import make, steps_of
@@ -227,6 +228,31 @@ def test_what_the_command_line_says_is_a_setting_of_a_run(bert: Path, moods: Pat
     assert not set(keys("10")) & set(keys("1000"))
     # Two models of the hub, which are known by nothing but their names.
     assert not set(keys("10", "one/model")) & set(keys("10", "other/model"))
+
+
+def test_files_that_are_the_runs_inputs_belong_to_what_it_is_known_by(bert: Path, moods: Path, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(FILE, encoding="utf-8")
+    text = read_text(tmp_path / "study.yaml")
+    base, data = tmp_path / "base", tmp_path / "data"
+    shutil.copytree(bert, base)
+    rows = datasets.Dataset.from_dict({"text": ["a fine day", "a sad day"] * 4, "label": ["good", "bad"] * 4})
+    datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(data)
+
+    def key() -> str:
+        digests._content.cache_clear()
+        digests._model.cache_clear()
+        names = {"base": str(base), "data": str(data)}
+        study = with_digests(build(text, names).study, names)
+        return study.final(study.cells[0], 0, {"learning_rate": 1e-3}).key
+
+    before = key()
+    (data / "train" / "cache-1234.arrow").write_bytes(b"what datasets leaves behind")
+    (data / ".git").mkdir()
+    (data / ".git" / "index").write_bytes(b"and git")
+    assert key() == before
+    arrow = next((data / "dev").glob("data-*.arrow"))
+    arrow.write_bytes(arrow.read_bytes() + b"0")
+    assert key() != before
 
 
 @pytest.fixture

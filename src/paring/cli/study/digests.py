@@ -38,7 +38,7 @@ def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
         base = str(flags["model_name_or_path"])
         check_there(base)
         if Path(base).is_dir():
-            found["model"] = _weights(Path(base))
+            found["model"] = _model(Path(base))
         elif unfilled(given["model_name_or_path"]):
             found["model"] = base  # a name of the hub, which the file leaves open
         # What the command line says of anything else is a setting like those of the file.
@@ -65,7 +65,9 @@ def _content(name: str) -> Any:
     if path.is_file():
         return digest(path)
     if path.is_dir():
-        found = {file.name: digest(file) for file in sorted(path.iterdir()) if file.is_file()}
+        found = {
+            file.relative_to(path).as_posix(): digest(file) for file in sorted(path.rglob("*")) if _is_data(file.relative_to(path), file)
+        }
         if not found:
             raise DataError(f"The folder {name!r} holds no data.")
         return found
@@ -73,7 +75,12 @@ def _content(name: str) -> Any:
     return name
 
 
+def _is_data(inside: Path, file: Path) -> bool:
+    """Whether a file of a folder is data: not what git or a download keeps in hidden folders, nor what ``datasets`` has computed there."""
+    return file.is_file() and not any(part.startswith(".") for part in inside.parts[:-1]) and not inside.match("cache-*.arrow")
+
+
 @cache
-def _weights(folder: Path) -> dict[str, str]:
+def _model(folder: Path) -> dict[str, str]:
     names = {"config.json", *WEIGHTS, *(file.name for file in folder.glob("*.safetensors"))}
     return {name: digest(folder / name) for name in sorted(names) if (folder / name).is_file()}

@@ -252,7 +252,10 @@ def test_files_that_are_the_runs_inputs_belong_to_what_it_is_known_by(bert: Path
     assert key() == before
     arrow = next((data / "dev").glob("data-*.arrow"))
     arrow.write_bytes(arrow.read_bytes() + b"0")
-    assert key() != before
+    other = key()
+    assert other != before
+    (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text().replace("fine", "wine"))
+    assert key() != other
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from paring.cli.run.prepare import has_split
 from paring.cli.study.flags import filled, unfilled
 from paring.core.errors import DataError
 from paring.exchange.folder import digest
+from paring.exchange.layout import COMPANIONS
 from paring.study.plan import Scored, Study
 
 DATA = ("dataset_name", "eval_dataset_name", "chat_template_path")
@@ -82,5 +83,6 @@ def _is_data(inside: Path, file: Path) -> bool:
 
 @cache
 def _model(folder: Path) -> dict[str, str]:
-    names = {"config.json", *WEIGHTS, *(file.name for file in folder.glob("*.safetensors"))}
+    """The digests of the weights, the tokenizer, and code that comes with them."""
+    names = {*WEIGHTS, *COMPANIONS, *(file.name for ends in ("*.safetensors", "*.py") for file in folder.glob(ends))}
     return {name: digest(folder / name) for name in sorted(names) if (folder / name).is_file()}

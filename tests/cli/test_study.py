@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers import Trainer, TrainerCallback
 
 from paring.cli.study import digests, told
 from paring.cli.study.build import build
+from paring.cli.study.code import source_digest
 from paring.cli.study.digests import with_digests
 from paring.cli.study.made import make, steps_of
 from paring.cli.study.text import read_text
@@ -348,6 +351,23 @@ def test_a_study_of_which_nothing_came_says_so(
     assert run("study", file, "--no_probe", define=f"base={bert},data={moods}") == 1
     assert "no run came to its end; " in capsys.readouterr().err
     assert "report.html" in {path.name for path in (file.parent / "small").iterdir()}
+
+
+def test_runs_of_several_codes_are_told_apart(
+    file: Path, bert: Path, moods: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    outcome = Worker(definitions={})(Asked(job=job(bert, moods, "lora")))
+    assert re.fullmatch(r".+\+src\.[0-9a-f]{8}", outcome.versions["paring"])
+    (tmp_path / "package" / "inner").mkdir(parents=True)
+    (tmp_path / "package" / "inner" / "rule.py").write_text("rate = 1")
+    before = source_digest(tmp_path / "package")
+    assert source_digest(tmp_path / "package") == before
+    (tmp_path / "package" / "inner" / "rule.py").write_text("rate = 2")
+    assert source_digest(tmp_path / "package") != before
+    found = replace(samples.usual(), versions={"paring": ["0.1.0+src.00000000", outcome.versions["paring"]]})
+    monkeypatch.setattr("paring.study.conduct.conduct", lambda *given, **more: found)
+    assert run("study", file, "--no_probe", define=f"base={bert},data={moods}") == 0
+    assert "several versions of paring" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def conduct(
         store: keeps every run as it ends.
         work: makes one run; a function at the top of a module.
         workers: processes.
-        threads: of each; results may depend on it in their last bits, so it belongs to the study.
+        threads: of each; results may depend on it in their last bits. It is noted with each run, and no part of what a run is known by.
         retry: make runs again that had failed.
         watch: is told how it goes.
 

@@ -111,8 +111,10 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path, workers
 
 def _write(findings: Findings, folder: Path, reference: str | None) -> None:
     """The results, what they cost, and the page."""
+    from paring.cli.console import say
     from paring.cli.study.told import results_told
     from paring.exchange.folder import replace_file
+    from paring.study.notices import mixed
     from paring.study.page import write_study_page
     from paring.study.results import costs_to_json, to_json
 
@@ -121,6 +123,8 @@ def _write(findings: Findings, folder: Path, reference: str | None) -> None:
     replace_file(folder / FINDINGS, findings.to_json().encode())
     write_study_page(findings, folder / PAGE, reference=reference, overwrite=True)
     results_told(findings)
+    for said in mixed(findings):
+        say(f"study: {said}")
     print(folder / PAGE)
 
 

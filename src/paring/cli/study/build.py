@@ -32,7 +32,7 @@ class Built:
 
     Attributes:
         study: the study.
-        threads: of each run.
+        threads: of each run; noted with it, and no part of what it is known by.
         definitions: what stands for each ``$name`` that the file leaves to the command line.
     """
 

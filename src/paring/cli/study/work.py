@@ -21,13 +21,14 @@ from paring.attach.find import adapters
 from paring.cli.console import calm_libraries, sentence
 from paring.cli.run.finish import final_metrics
 from paring.cli.study import contestants, memory
+from paring.cli.study.code import code_versions
 from paring.cli.study.made import Made, make
 from paring.core.errors import ExportError, ParingError
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome, Phase, State
 from paring.study.search import EVALUATED, Asked, Cut
 from paring.train import Recorder
-from paring.train.recorder import machine, points, versions
+from paring.train.recorder import machine, points
 
 PROBED = 6
 """Steps that are timed; the first one is left out."""
@@ -81,7 +82,7 @@ class Worker:
         """Train and score."""
         calm_libraries()
         begun = datetime.now(UTC).isoformat(timespec="seconds")
-        about: dict[str, Any] = {"started": begun, "versions": versions(), "machine": machine()}
+        about: dict[str, Any] = {"started": begun, "versions": code_versions(), "machine": machine()}
         recorder = Recorder()
         try:
             with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:

@@ -175,6 +175,12 @@ def test_what_goes_wrong_in_a_run_is_what_came_of_it(bert: Path, moods: Path) ->
     assert diverged.state is State.FAILED
     assert diverged.error is not None
     assert "diverged" in diverged.error
+    for contestant in ("PEFT's LoRA", "PEFT's AdaLoRA", "lisa"):
+        for phase in Phase:
+            asked = job(bert, moods, contestant, phase=phase, max_grad_norm=0.0)
+            outcome = Worker(definitions={})(Asked(job=replace(asked, settings={**asked.settings, "values": {"learning_rate": 1e38}})))
+            assert outcome.state is State.FAILED, contestant
+            assert str(outcome.error).startswith("Training diverged: at step"), outcome.error
     nowhere = Worker(definitions={})(Asked(job=job(bert, moods, "PEFT's LoRA", target_modules=["nothing"])))
     assert nowhere.state is State.FAILED
     assert "No modules were targeted" in str(nowhere.error)

@@ -23,11 +23,11 @@ from paring.cli.run.finish import final_metrics
 from paring.cli.study import contestants, memory
 from paring.cli.study.code import code_versions
 from paring.cli.study.made import Made, make
-from paring.core.errors import ExportError, ParingError
+from paring.core.errors import ExportError, ParingError, StepError
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome, Phase, State
 from paring.study.search import EVALUATED, Asked, Cut
-from paring.train import Recorder
+from paring.train import Recorder, guards
 from paring.train.recorder import machine, points
 
 PROBED = 6
@@ -164,6 +164,7 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     trainer.train()
     used = time.process_time() - used
     most = memory.most() if measured else None
+    _check_finite(made)
     history = points(trainer.state.log_history)
     spent = sum(point.values.get("eval_runtime", 0.0) for point in history)
     done: dict[str, Any] = {
@@ -176,6 +177,7 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     if looks is not None and looks.pruned:
         return Outcome(state=State.PRUNED, history=history, **done)
     metrics = final_metrics(trainer, made.prepared.task)
+    _check_finite(made)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return Outcome(
         state=State.FINISHED,
@@ -185,6 +187,29 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
         file_bytes=_written(made, folder / "written"),
         **done,
     )
+
+
+def _check_finite(made: Made) -> None:
+    """Refuse a run that has diverged, whoever's adapter it is: paring's own trainers stop there, and others would score by chance.
+
+    Raises:
+        StepError: a loss that was logged, or a parameter that was trained, is not finite.
+    """
+    state = made.trainer.state
+    for entry in state.log_history:
+        for name in ("loss", f"{EVALUATED}loss"):
+            if not math.isfinite(entry.get(name, 0.0)):
+                raise StepError(guards.diverged(f"the loss is {entry[name]}", int(entry["step"])))
+    trained = {
+        name: parameter.detach()
+        for name, parameter in made.prepared.model.named_parameters()
+        if parameter.is_floating_point() and (parameter.requires_grad or made.whole is not None)
+    }
+    # Trainer leaves a loss that is not finite out of what it logs, so the weights are what tells.
+    broken = [name for name, values in trained.items() if not bool(torch.isfinite(values).all())]
+    if broken:
+        said = f"{len(broken)} of {len(trained)} trained parameters hold NaN or infinity (first: {broken[0]!r})"
+        raise StepError(guards.diverged(said, state.global_step))
 
 
 def _parameters(made: Made, *, start: bool = False) -> int:

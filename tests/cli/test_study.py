@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from paring.cli.study import digests, told
+from paring.cli.study import contestants, digests, told
 from paring.cli.study.build import build
 from paring.cli.study.code import source_digest
 from paring.cli.study.digests import with_digests
@@ -187,6 +187,29 @@ def test_what_goes_wrong_in_a_run_is_what_came_of_it(bert: Path, moods: Path) ->
     assert nowhere.machine["cores"]
     pooled = Worker(definitions={})(Asked(job=job(bert, moods, "PEFT's EVA", target_modules="all-linear")))
     assert "poolers left out" in str(pooled.error)
+
+
+def test_the_loss_that_adalora_is_scored_by_is_its_cross_entropy(bert: Path, moods: Path, tmp_path: Path) -> None:
+    made = make(job(bert, moods, "PEFT's AdaLoRA"), {}, Recorder(), tmp_path)
+    model: Any = made.prepared.model
+    batch = {name: value.to(model.device) for name, value in next(iter(made.trainer.get_eval_dataloader())).items()}
+
+    def plain(outputs: Any) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(outputs.logits, batch["labels"])
+
+    def check(training: bool) -> None:
+        outputs = model.train(training)(**batch)
+        term = contestants.extra_loss(model) if training else 0.0
+        torch.testing.assert_close(outputs.loss, plain(outputs) + term)
+
+    assert contestants.extra_loss(model) > 0.5
+    for training in (False, True, False):
+        check(training)
+    logits = made.trainer.predict(made.trainer.eval_dataset)
+    wanted = torch.nn.functional.cross_entropy(torch.tensor(logits.predictions), torch.tensor(logits.label_ids))
+    assert made.trainer.evaluate()["eval_loss"] == pytest.approx(float(wanted), rel=1e-5)
+    made.trainer.train()
+    assert next(entry for entry in made.trainer.state.log_history if "loss" in entry)["loss"] > 1.2  # 0.69, and the term
 
 
 def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -28,8 +29,8 @@ from paring.cli.study.digests import with_digests
 from paring.cli.study.made import make, steps_of
 from paring.cli.study.text import read_text
 from paring.cli.study.work import Prober, Worker
-from paring.core.errors import DataError
-from paring.study.records import Job, Metric, Phase, State
+from paring.core.errors import DataError, ExportError, SettingError
+from paring.study.records import Fault, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked, Cut
 from paring.train import Recorder
 from tests.study import samples
@@ -187,6 +188,41 @@ def test_what_goes_wrong_in_a_run_is_what_came_of_it(bert: Path, moods: Path) ->
     assert nowhere.machine["cores"]
     pooled = Worker(definitions={})(Asked(job=job(bert, moods, "PEFT's EVA", target_modules="all-linear")))
     assert "poolers left out" in str(pooled.error)
+
+
+@pytest.mark.parametrize(
+    ("met", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "its disk is full"),
+        (OSError(errno.EROFS, "Read-only file system"), "its disk could not be used ([Errno 30] Read-only file system)"),
+        (ConnectionResetError("reset by the hub"), "a connection was lost, or could not be made (reset by the hub)"),
+        (RuntimeError("the head is missing"), None),
+        (OSError("no file of that name"), None),
+    ],
+)
+def test_a_fault_of_the_machine_is_no_outcome(
+    met: Exception, said: str | None, bert: Path, moods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: Any, **more: Any) -> None:
+        try:
+            raise met
+        except Exception as error:
+            raise SettingError("The model could not be loaded.") from error
+
+    for place in ("paring.cli.study.made.load", "paring.export"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, fail if place != "paring.export" else lambda *given, **more: refuse(met))
+            found = Worker(definitions={})(Asked(job=job(bert, moods, "lora")))
+        if said is not None:
+            assert found == Fault(error=said)
+        else:
+            assert isinstance(found, Outcome)
+            assert found.state is (State.FAILED if place != "paring.export" else State.FINISHED)
+            assert found.file_bytes is None
+
+
+def refuse(met: Exception) -> None:
+    raise ExportError("It could not be written.") from met
 
 
 def test_the_loss_that_adalora_is_scored_by_is_its_cross_entropy(bert: Path, moods: Path, tmp_path: Path) -> None:

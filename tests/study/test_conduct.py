@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from paring.core.errors import DataError, SettingError
+from paring.core.errors import DataError, SettingError, StudyError
 from paring.core.records import Point
 from paring.study.conduct import conduct, estimated, seconds_of
 from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, Study
 from paring.study.pool import Died
-from paring.study.records import Entry, Findings, Job, Metric, Outcome, Phase, State
+from paring.study.records import Entry, Fault, Findings, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked, Cut
 from paring.study.store import Store, opened
 
@@ -35,7 +35,7 @@ def curve(job: Job) -> list[float]:
     return [final * (0.7 + 0.1 * step) for step in range(4)]
 
 
-def work(asked: Asked) -> Outcome:
+def work(asked: Asked) -> Outcome | Fault:
     """Make a run: fails, dies or is slow where its settings say so."""
     job = asked.job
     if "log" in job.settings:
@@ -45,6 +45,8 @@ def work(asked: Asked) -> Outcome:
     rate = job.settings["values"].get("learning_rate", job.settings["best"])
     if rate in job.settings.get("fails", ()):
         raise ValueError("the loss is not finite")
+    if "full" in job.settings and Path(job.settings["full"]).exists() and rate == 1e-2:
+        return Fault(error="its disk is full")
     if rate in job.settings.get("dies", ()):
         os.kill(os.getpid(), signal.SIGKILL)
     name, values, history = job.settings["metric"], curve(job), []
@@ -202,6 +204,21 @@ def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == before
     run(plan, tmp_path / "runs.db", retry=True)
     assert len(log.read_text().splitlines()) == before + 1
+
+
+def test_a_fault_of_the_machine_stops_the_study_and_is_met_anew(tmp_path: Path) -> None:
+    log, full = tmp_path / "log", tmp_path / "full"
+    full.touch()
+    plan = study(cell(full=str(full), log=str(log)), prune=False)
+    with pytest.raises(StudyError, match=r"LoRA on trec, seed 0 was stopped by the machine, .*: its disk is full\. .* are kept\."):
+        run(plan, tmp_path / "runs.db")
+    before = log.read_text().splitlines()
+    full.unlink()
+    entry = only(run(plan, tmp_path / "runs.db"))
+    assert [trial.state for trial in entry.trials] == [State.FINISHED] * 3
+    assert not entry.errors
+    lines = log.read_text().splitlines()
+    assert [line for line in set(lines) if lines.count(line) > 1] == [before[-1]]
 
 
 def test_nothing_is_run_twice_and_names_are_no_part_of_a_run(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from paring.core.errors import StudyError
 from paring.study.plan import Estimate, Listed, Range, Study
 from paring.study.pool import Died, Pool
-from paring.study.records import Entry, Findings, Job, Outcome, State
+from paring.study.records import Entry, Fault, Findings, Job, Outcome, State
 from paring.study.search import Asked, conducted, judged
 from paring.study.store import Store
 
@@ -37,7 +38,7 @@ class _Chain:
 def conduct(
     study: Study,
     store: Store,
-    work: Callable[[Asked], Outcome],
+    work: Callable[[Asked], Outcome | Fault],
     *,
     workers: int = 1,
     threads: int = 1,
@@ -57,6 +58,10 @@ def conduct(
 
     Returns:
         What was found. It depends on the study alone, and not on how often it was interrupted, or on the workers.
+
+    Raises:
+        StudyError: a run met a fault of the machine; it is made again by the next start.
+        ExportError: the store cannot be written.
     """
     chains = [_Chain(steps=conducted(study, cell)) for cell in study.cells]
     queue: deque[tuple[_Chain, int]] = deque()
@@ -116,6 +121,11 @@ def conduct(
                     watch.begun(asked)
                 pool.submit(asked)
             for asked, result in pool.ended(timeout=1.0):
+                if isinstance(result, Fault):
+                    raise StudyError(
+                        f"{asked.job.label} was stopped by the machine, not by the contestant: {result.error}. See to it and give the same "
+                        "command again; all runs that had ended are kept."
+                    )
                 outcome = result if isinstance(result, Outcome) else _failed(result)
                 key = asked.job.key
                 store.put(asked.job, outcome)

@@ -118,6 +118,17 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What the machine did to a run, which is therefore no result of its contestant.
+
+    Attributes:
+        error: in a part of a sentence.
+    """
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One setting that was tried in a search.
 

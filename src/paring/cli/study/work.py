@@ -22,10 +22,11 @@ from paring.cli.console import calm_libraries, sentence
 from paring.cli.run.finish import final_metrics
 from paring.cli.study import contestants, memory
 from paring.cli.study.code import code_versions
+from paring.cli.study.faults import fault_of
 from paring.cli.study.made import Made, make
 from paring.core.errors import ExportError, ParingError, StepError
 from paring.study.plan import Estimate
-from paring.study.records import Job, Outcome, Phase, State
+from paring.study.records import Fault, Job, Outcome, Phase, State
 from paring.study.search import EVALUATED, Asked, Cut
 from paring.train import Recorder, guards
 from paring.train.recorder import machine, points
@@ -78,8 +79,8 @@ class Worker:
 
     definitions: Mapping[str, str]
 
-    def __call__(self, asked: Asked) -> Outcome:
-        """Train and score."""
+    def __call__(self, asked: Asked) -> Outcome | Fault:
+        """Train and score; a fault of the machine is no outcome."""
         calm_libraries()
         begun = datetime.now(UTC).isoformat(timespec="seconds")
         about: dict[str, Any] = {"started": begun, "versions": code_versions(), "machine": machine()}
@@ -88,6 +89,9 @@ class Worker:
             with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:
                 outcome = _run(asked, self.definitions, recorder, Path(folder))
         except (ParingError, MemoryError, torch.OutOfMemoryError, OSError, RuntimeError, ValueError) as error:
+            fault = fault_of(error)
+            if fault is not None:
+                return Fault(error=fault)
             return Outcome(state=State.FAILED, error=sentence(error), history=recorder.history, **about)
         return replace(outcome, **about)
 
@@ -229,6 +233,8 @@ def _written(made: Made, place: Path) -> int | None:
             paring.export(made.prepared.adapted, place)
         else:
             model.save_pretrained(str(place))
-    except ExportError:
+    except ExportError as error:
+        if fault_of(error) is not None:
+            raise
         return None
     return sum(file.stat().st_size for file in place.rglob("*.safetensors"))

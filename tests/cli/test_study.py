@@ -255,6 +255,19 @@ def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:
     assert estimate.seconds == pytest.approx(estimate.setup + 8 * estimate.step + estimate.score)
 
 
+def test_a_probe_tells_that_a_metric_is_not_measured(bert: Path, moods: Path, llama: Path) -> None:
+    def probed(metric: str, asked: Job) -> None:
+        Prober(definitions={}, metrics={"moods": Metric(name=metric, larger_is_better=True, points=1.0)})(asked)
+
+    probed("f1", job(bert, moods, "lora"))
+    with pytest.raises(SettingError, match=r"no 'pearson' of this; its metric may be accuracy, f1, f1_macro, loss, matthews\."):
+        probed("pearson", job(bert, moods, "lora"))
+    words = {"task": "causal-lm", "text_columns": "text"}
+    probed("perplexity", job(llama, moods, "lora", **words))
+    with pytest.raises(SettingError, match="no 'accuracy' of this; its metric may be entropy, loss, mean_token_accuracy, perplexity"):
+        probed("accuracy", job(llama, moods, "lora", **words))
+
+
 def test_steps_are_counted_as_transformers_does(bert: Path, moods: Path, tmp_path: Path) -> None:
     for flags in ({"gradient_accumulation_steps": 3}, {"num_train_epochs": 1.3}, {"per_device_train_batch_size": 24}, {"max_steps": 5}):
         made = make(job(bert, moods, "lora", **flags), {}, Recorder(), tmp_path)

@@ -195,6 +195,13 @@ def test_a_final_run_without_a_finite_score_says_so(tmp_path: Path) -> None:
     assert findings.counts["failed"] == 1
 
 
+def test_a_metric_that_is_never_measured_stops_the_study(tmp_path: Path) -> None:
+    plan = study(cell(), metric=replace(ACCURACY, name="f1"))
+    for _ in range(2):  # the run is kept
+        with pytest.raises(SettingError, match=r"LoRA on trec, seed 0: the metric 'f1' .* \(accuracy, loss\)"):
+            run(plan, tmp_path / "runs.db")
+
+
 def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:
     log = tmp_path / "log"
     plan = study(cell(fails=[1e-4], log=str(log)))

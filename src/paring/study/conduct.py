@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from paring.core.errors import StudyError
+from paring.core.errors import SettingError, StudyError
 from paring.study.plan import Estimate, Listed, Range, Study
 from paring.study.pool import Died, Pool
 from paring.study.records import Entry, Fault, Findings, Job, Outcome, State
@@ -61,6 +61,7 @@ def conduct(
 
     Raises:
         StudyError: a run met a fault of the machine; it is made again by the next start.
+        SettingError: a run that came to its end was not scored in its task's metric, so none will be.
         ExportError: the store cannot be written.
     """
     chains = [_Chain(steps=conducted(study, cell)) for cell in study.cells]
@@ -75,6 +76,7 @@ def conduct(
         while ready:
             chain, place, outcome, found = ready.popleft()
             asked = chain.waiting.pop(place)
+            _check_measured(study, asked.job, outcome)
             ran[asked.job.key] = outcome
             if watch is not None:
                 watch.ended(asked, outcome, found=found)
@@ -136,6 +138,13 @@ def conduct(
                 settle()
     entries = tuple(chain.entry for chain in chains if chain.entry is not None)
     return gathered(study, entries, ran.values())
+
+
+def _check_measured(study: Study, job: Job, outcome: Outcome) -> None:
+    name = study.metrics[job.task].name
+    if outcome.state is State.FINISHED and name not in outcome.metrics:
+        known = ", ".join(sorted(outcome.metrics)) or "nothing"
+        raise SettingError(f"{job.label}: the metric {name!r} of the task is not among what is measured ({known}); give it another one.")
 
 
 def _failed(died: Died) -> Outcome:

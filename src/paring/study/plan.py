@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from paring.core.coding import number, positive_int
+from paring.core.coding import is_whole, number, positive_int
 from paring.core.errors import SettingError
 from paring.study.records import Job, Metric, Phase, named
 
@@ -108,7 +108,11 @@ class Search:
         number("held", self.held, low=0.0, high=1.0, open_low=True, open_high=True)
         positive_int("evaluations", self.evaluations)
         positive_int("first", self.first)
-        number("seed", self.seed, low=0)
+        if not is_whole(self.seed, 0, 2**32 - 1):
+            raise SettingError(f"seed={self.seed!r}: give a whole number from 0 to {2**32 - 1}.")
+        given: object = self.prune
+        if not isinstance(given, bool):
+            raise SettingError(f"prune={given!r}: give true or false.")
         if self.prune and self.evaluations < 2:
             raise SettingError("prune=true needs evaluations of at least 2: a trial that is scored at its end only cannot be cut short.")
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 import paring
 from paring.attach.find import adapters
 from paring.cli.console import calm_libraries, sentence
+from paring.cli.data.metrics import METRICS
 from paring.cli.run.finish import final_metrics
 from paring.cli.study import contestants, memory
 from paring.cli.study.code import code_versions
 from paring.cli.study.faults import fault_of
 from paring.cli.study.made import Made, make
-from paring.core.errors import ExportError, ParingError, StepError
+from paring.cli.study.planted import METRICS as PLANTED
+from paring.core.errors import ExportError, ParingError, SettingError, StepError
 from paring.study.plan import Estimate
-from paring.study.records import Fault, Job, Outcome, Phase, State
+from paring.study.records import Fault, Job, Metric, Outcome, Phase, State
 from paring.study.search import EVALUATED, Asked, Cut
 from paring.train import Recorder, guards
 from paring.train.recorder import machine, points
@@ -102,12 +104,18 @@ class Prober:
 
     Attributes:
         definitions: as for :class:`Worker`.
+        metrics: of each task, which the few rows are to be scored in.
     """
 
     definitions: Mapping[str, str]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __call__(self, job: Job) -> Estimate:
-        """Time a few steps, and the scoring of a few rows."""
+        """Time a few steps, and the scoring of a few rows.
+
+        Raises:
+            SettingError: the task's metric is not measured of it.
+        """
         calm_libraries()
         begun = time.perf_counter()
         with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:
@@ -121,7 +129,9 @@ class Prober:
             rows = 0 if held is None else len(held)
             if held is not None and isinstance(made.trainer.eval_dataset, type(held)):
                 made.trainer.eval_dataset = made.trainer.eval_dataset.select(range(min(SCORED, rows)))
-                made.trainer.evaluate()
+                found = made.trainer.evaluate()
+                if job.task in self.metrics:
+                    _check_metric(self.metrics[job.task], made, found)
             scored = time.perf_counter() - scored
             return Estimate(
                 setup=setup,
@@ -130,6 +140,17 @@ class Prober:
                 score=scored * rows / max(1, min(SCORED, rows)),
                 details={"steps": PROBED, "rows": min(SCORED, rows)},
             )
+
+
+def _check_metric(metric: Metric, made: Made, found: Mapping[str, float]) -> None:
+    names = {name.removeprefix(EVALUATED) for name in found}
+    if made.prepared.task.kind == "causal-lm":
+        names.add("perplexity")
+    if metric.name not in names:
+        known = sorted(
+            name for name in names if name in {*PLANTED, *(one for measured in METRICS.values() for one in measured), "perplexity"}
+        )
+        raise SettingError(f"There is no {metric.name!r} of this; its metric may be {', '.join(known)}.")
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -181,6 +202,8 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     if looks is not None and looks.pruned:
         return Outcome(state=State.PRUNED, history=history, **done)
     metrics = final_metrics(trainer, made.prepared.task)
+    if made.prepared.task.kind == "causal-lm":
+        metrics.setdefault("perplexity", math.inf)  # which is left out where it cannot be computed
     _check_finite(made)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return Outcome(

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from paring.cli.study import contestants, digests, told
+from paring.cli.study import contestants, digests, memory, told
 from paring.cli.study.build import build
 from paring.cli.study.code import source_digest
 from paring.cli.study.digests import with_digests
@@ -253,6 +254,18 @@ def test_a_probe_times_a_run(bert: Path, moods: Path) -> None:
     assert estimate.steps == 8
     assert 0 < estimate.step < 5
     assert estimate.seconds == pytest.approx(estimate.setup + 8 * estimate.step + estimate.score)
+
+
+def test_what_earlier_runs_have_left_behind_is_not_counted() -> None:
+    class Held:
+        pass
+
+    one = Held()
+    vars(one)["itself"] = one
+    seen = weakref.ref(one)
+    del one
+    memory.forget()
+    assert seen() is None
 
 
 def test_a_probe_tells_that_a_metric_is_not_measured(bert: Path, moods: Path, llama: Path) -> None:

@@ -44,6 +44,8 @@ def work(asked: Asked) -> Outcome | Fault:
     time.sleep(job.settings.get("sleep", 0.0))
     rate = job.settings["values"].get("learning_rate", job.settings["best"])
     if rate in job.settings.get("fails", ()):
+        if "quiet" in job.settings and "raises" not in job.settings:
+            return Outcome(state=State.FAILED, error="the device is lost")
         raise ValueError("the loss is not finite")
     if "full" in job.settings and Path(job.settings["full"]).exists() and rate == 1e-2:
         return Fault(error="its disk is full")
@@ -67,7 +69,7 @@ def work(asked: Asked) -> Outcome | Fault:
         start_parameters=200,
         file_bytes=400,
         versions={"paring": "1"},
-        machine={"cores": 2},
+        machine={"cores": 2, **({"process": os.getpid()} if "quiet" in job.settings else {})},
     )
 
 
@@ -193,6 +195,18 @@ def test_a_final_run_without_a_finite_score_says_so(tmp_path: Path) -> None:
     assert only(findings).scores == pytest.approx((0.9, None))
     assert only(findings).errors == {"seed 1": "the metric accuracy is not among what was measured, or not finite"}
     assert findings.counts["failed"] == 1
+
+
+@pytest.mark.parametrize("settings", [{"quiet": 1}, {"quiet": 1, "raises": 1}])
+def test_after_a_failure_a_fresh_process_goes_on(settings: dict[str, Any], tmp_path: Path) -> None:
+    def processes(**more: Any) -> int:
+        rates = Listed(values=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+        plan = study(cell(space={"learning_rate": rates}, **settings, **more), seeds=(0,), prune=False)
+        return len(run(plan, tmp_path / f"{len(more)}.db").machines)
+
+    # The middle one is tried first.
+    assert processes() == 1
+    assert processes(fails=[1e-4]) == 2
 
 
 def test_a_metric_that_is_never_measured_stops_the_study(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def conduct(
     for chain in chains:
         advance(chain, None)
     settle()
-    with Pool(work, workers=workers, threads=threads) as pool:
+    with Pool(work, workers=workers, threads=threads, sound=_sound) as pool:
         places: dict[str, tuple[_Chain, int]] = {}
         while queue or pool.busy:
             while queue and pool.free:
@@ -145,6 +145,10 @@ def _check_measured(study: Study, job: Job, outcome: Outcome) -> None:
     if outcome.state is State.FINISHED and name not in outcome.metrics:
         known = ", ".join(sorted(outcome.metrics)) or "nothing"
         raise SettingError(f"{job.label}: the metric {name!r} of the task is not among what is measured ({known}); give it another one.")
+
+
+def _sound(result: Outcome | Fault) -> bool:
+    return isinstance(result, Outcome) and result.state is not State.FAILED
 
 
 def _failed(died: Died) -> Outcome:

@@ -33,6 +33,7 @@ from paring.cli.study.work import Prober, Worker
 from paring.core.errors import DataError, ExportError, SettingError
 from paring.study.records import Fault, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked, Cut
+from paring.study.store import alone
 from paring.train import Recorder
 from tests.study import samples
 from tests.study.samples import nothing
@@ -442,6 +443,22 @@ def test_a_study_of_which_nothing_came_says_so(
     assert run("study", file, "--no_probe", define=f"base={bert},data={moods}") == 1
     assert "no run came to its end; " in capsys.readouterr().err
     assert "report.html" in {path.name for path in (file.parent / "small").iterdir()}
+
+
+def test_a_study_that_is_being_conducted_is_left_alone_and_can_be_read(
+    file: Path, bert: Path, moods: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("paring.study.conduct.conduct", lambda *given, **more: samples.usual())
+    define = f"base={bert},data={moods}"
+    assert run("study", file, "--no_probe", define=define) == 0
+    folder = file.with_suffix("")
+    before = (folder / "runs.db").read_bytes()
+    with alone(folder / "runs.db"):
+        capsys.readouterr()
+        assert run("study", file, "--no_probe", define=define) == 1
+        assert "is already being conducted by another process" in capsys.readouterr().err
+        assert run("study", "compare", "SoRA", "LoRA", output_dir=folder) == 0
+    assert (folder / "runs.db").read_bytes() == before
 
 
 def test_runs_of_several_codes_are_told_apart(

@@ -6,6 +6,8 @@ import math
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, St
 from paring.study.pool import Died
 from paring.study.records import Entry, Fault, Findings, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked, Cut
-from paring.study.store import Store, opened
+from paring.study.store import Store, alone, opened
 
 ACCURACY = Metric(name="accuracy", larger_is_better=True, points=100.0)
 PERPLEXITY = Metric(name="perplexity", larger_is_better=False, points=1.0)
@@ -285,6 +287,44 @@ def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(DataError, match="newer release"):
         Store(newer)
+
+
+HOLD = """
+import pathlib, sys, time
+from paring.study.store import alone
+with alone(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_conducts_a_study(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        begun = time.perf_counter()
+        with pytest.raises(StudyError, match="is already being conducted by another process"), alone(path):
+            pass
+        assert time.perf_counter() - begun < 5
+        holder.kill()
+    # What a killed process leaves behind holds nobody up.
+    with alone(path):
+        pass
+    with alone(path):
+        pass
+
+
+def test_a_locked_database_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paring.study.store.WAIT", 0.1)
+    path = tmp_path / "runs.db"
+    job = study(cell()).final(cell(), 0, {})
+    with opened(path) as store, sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StudyError, match="is locked by another program; all runs"):
+            store.put(job, Outcome(state=State.FINISHED))
+        other.rollback()
+        store.put(job, Outcome(state=State.FINISHED))
 
 
 def probe(job: Job) -> Estimate:

@@ -53,7 +53,7 @@ def run(options: Options) -> int:
     from paring.cli.study.digests import with_digests
     from paring.cli.study.progress import workers_for
     from paring.cli.study.text import read_text
-    from paring.study.store import opened
+    from paring.study.store import alone, opened
 
     calm_libraries()
     file = Path(options.study[0])
@@ -68,7 +68,7 @@ def run(options: Options) -> int:
     # All data is read for it, so what is missing is refused before anything is written.
     built = replace(built, study=with_digests(built.study, built.definitions))
     workers = workers_for(options.workers, built.threads)
-    with opened(folder / RUNS) as store:
+    with alone(folder / RUNS), opened(folder / RUNS) as store:
         return _conduct(options, built, store, folder, workers)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import random
 import re
@@ -23,6 +24,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
+import paring
 from paring.cli.study import contestants, digests, memory, told
 from paring.cli.study.build import build
 from paring.cli.study.code import source_digest
@@ -87,6 +89,8 @@ def test_a_run_of_every_kind(contestant: str, bert: Path, moods: Path) -> None:
     assert (outcome.state, outcome.steps) == (State.FINISHED, 8)
     assert 0.0 <= outcome.metrics["accuracy"] <= 1.0
     assert outcome.seconds > 0
+    assert outcome.setup_seconds is not None
+    assert 0 < outcome.setup_seconds < 30
     assert outcome.parameters
     assert outcome.start_parameters
     assert outcome.file_bytes
@@ -107,6 +111,28 @@ def test_the_same_run_gives_the_same_numbers(bert: Path, moods: Path) -> None:
     losses = [[point.values["loss"] for point in outcome.history if "loss" in point.values] for outcome in (first, second)]
     assert losses[0] == losses[1]
     assert len(losses[0]) > 1
+
+
+@pytest.mark.parametrize(
+    ("contestant", "place"),
+    [
+        ("lora_ga", "paring.cli.study.made.calibrate_for"),
+        ("PEFT's LoRA-GA", "paring.cli.study.contestants.preprocess_loraga"),
+        ("lora", "paring.adapt"),
+    ],
+)
+def test_what_a_start_computes_is_counted(
+    contestant: str, place: str, bert: Path, moods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = place.rpartition(".")
+    plain: Any = vars(importlib.import_module(module)).get(name) or paring.adapt
+
+    def slow(*given: Any, **more: Any) -> Any:
+        time.sleep(1.5)
+        return plain(*given, **more)
+
+    monkeypatch.setattr(place, slow)
+    assert make(job(bert, moods, contestant), {}, Recorder(), tmp_path).seconds >= 1.5
 
 
 class Order(TrainerCallback):  # type: ignore[misc, unused-ignore]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -372,6 +373,13 @@ def test_a_job_is_known_by_what_its_result_depends_on() -> None:
     assert job.key == same.key
     others = [replace(job, seed=1), replace(job, phase=Phase.SEARCH), replace(job, settings={"x": 2, "y": {"z": [1, 2]}})]
     assert len({one.key for one in (job, *others)}) == 4
+
+
+def test_what_earlier_releases_kept_is_read() -> None:
+    outcome = Outcome(state=State.FINISHED, metrics={"accuracy": 0.5}, setup_seconds=2.0)
+    data = json.loads(outcome.encode())
+    del data["setup_seconds"]
+    assert Outcome.decode(json.dumps(data)) == replace(outcome, setup_seconds=None)
 
 
 def test_outcomes_survive_the_file(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class Outcome:
         history: logged values over optimizer steps.
         steps: optimizer steps taken.
         seconds: wall time of training, evaluations left out.
+        setup_seconds: wall time of making the adapter, before the first step: what a start computes, and batches that it is read off;
+            model and data are loaded before. ``None`` if unknown.
         cpu_seconds: processor time of training, of all its threads, evaluations included (a final run has none): what else ran on the
             machine matters less to it. ``None`` if unknown.
         memory: the most bytes that were held while it trained, on the accelerator if there is one; ``None`` if unknown.
@@ -95,6 +97,7 @@ class Outcome:
     history: tuple[Point, ...] = ()
     steps: int = 0
     seconds: float = 0.0
+    setup_seconds: float | None = None
     cpu_seconds: float | None = None
     memory: int | None = None
     parameters: int | None = None
@@ -158,6 +161,7 @@ class Entry:
         file_bytes: bytes of the adapter's weights as saved, by seed.
         seconds: of training, by seed.
         cpu_seconds: processor time of training, by seed.
+        setup_seconds: of making the adapter, by seed.
         search_seconds: of all runs of the search together.
         memory: the most bytes held, by seed.
         errors: what went wrong in runs that failed, by what they were.
@@ -177,6 +181,7 @@ class Entry:
     search_seconds: float
     memory: tuple[int | None, ...]
     cpu_seconds: tuple[float | None, ...] = ()
+    setup_seconds: tuple[float | None, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @property

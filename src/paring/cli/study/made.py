@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,13 +31,14 @@ from paring.train.whole import Whole
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A run that is ready for its first step; ``steps`` are those of a whole one."""
+    """A run that is ready for its first step; ``steps`` are those of a whole one, ``seconds`` what making the adapter took."""
 
     run: Run
     steps: int
     prepared: Prepared
     trainer: Trainer
     whole: Whole | None
+    seconds: float
 
 
 def steps_of(options: TrainOptions, rows: int) -> int:
@@ -69,6 +71,7 @@ def make(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: P
         options = replace(options, training=replace(options.training, max_steps=min(steps, total)))
     prepared = replace(prepared, rows=rows)
     extra: list[TrainerCallback] = [recorder]
+    begun = time.perf_counter()
     if isinstance(run.method, Method):
         prepared = attach(options, run.method, prepared, headed=what is None)
     elif whole is not None:
@@ -78,15 +81,18 @@ def make(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: P
         model = _with_peft(options, run.peft, prepared, steps=total, seed=job.seed, planted=what is not None)
         extra += contestants.callbacks(model)
         prepared = replace(prepared, model=model)
+    spent = time.perf_counter() - begun
     # The order of rows and dropout are the same for all contestants, whatever each has drawn for its start.
     set_seed(job.seed)
     if what is None:
         trainer = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, extra)
     else:
         trainer = planted_trainer(options, what, prepared, prepared.model, extra)
+    begun = time.perf_counter()
     if isinstance(run.method, Method):
         calibrate_for(trainer, prepared.adapted, options.adapter.calibration_batches)
-    return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, whole=whole)
+    spent += time.perf_counter() - begun
+    return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, whole=whole, seconds=spent)
 
 
 def _with_peft(options: TrainOptions, given: Mapping[str, Any], prepared: Prepared, *, steps: int, seed: int, planted: bool) -> PeftModel:

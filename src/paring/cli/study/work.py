@@ -195,6 +195,7 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     done: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "seconds": recorder.seconds - spent,
+        "setup_seconds": made.seconds,
         "cpu_seconds": used,
         "memory": most,
         "start_parameters": start,

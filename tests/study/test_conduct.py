@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from paring.core.errors import DataError, SettingError, StudyError
+from paring.core.errors import SettingError, StudyError
 from paring.core.records import Point
 from paring.study.conduct import conduct, estimated, seconds_of
 from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, Study
 from paring.study.pool import Died
 from paring.study.records import Entry, Fault, Findings, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked, Cut
-from paring.study.store import Store, alone, opened
+from paring.study.store import opened
 
 ACCURACY = Metric(name="accuracy", larger_is_better=True, points=100.0)
 PERPLEXITY = Metric(name="perplexity", larger_is_better=False, points=1.0)
@@ -276,58 +273,6 @@ def test_the_database_can_be_queried(tmp_path: Path) -> None:
     assert rows == [(1e-3, pytest.approx(0.9)), (1e-3, pytest.approx(0.901))]
 
 
-def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "runs.db"
-    path.write_text("my notes, which are longer than the head of a database, and must stay\n" * 3)
-    before = path.read_bytes()
-    with pytest.raises(DataError, match="no database of a study"):
-        Store(path)
-    assert path.read_bytes() == before
-    newer = tmp_path / "newer.db"
-    with sqlite3.connect(newer) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(DataError, match="newer release"):
-        Store(newer)
-
-
-HOLD = """
-import pathlib, sys, time
-from paring.study.store import alone
-with alone(pathlib.Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_one_process_at_a_time_conducts_a_study(tmp_path: Path) -> None:
-    path = tmp_path / "runs.db"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        begun = time.perf_counter()
-        with pytest.raises(StudyError, match="is already being conducted by another process"), alone(path):
-            pass
-        assert time.perf_counter() - begun < 5
-        holder.kill()
-    # What a killed process leaves behind holds nobody up.
-    with alone(path):
-        pass
-    with alone(path):
-        pass
-
-
-def test_a_locked_database_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paring.study.store.WAIT", 0.1)
-    path = tmp_path / "runs.db"
-    job = study(cell()).final(cell(), 0, {})
-    with opened(path) as store, sqlite3.connect(path) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StudyError, match="is locked by another program; all runs"):
-            store.put(job, Outcome(state=State.FINISHED))
-        other.rollback()
-        store.put(job, Outcome(state=State.FINISHED))
-
-
 def probe(job: Job) -> Estimate:
     """Times nothing."""
     if job.contestant == "broken":
@@ -373,21 +318,3 @@ def test_a_job_is_known_by_what_its_result_depends_on() -> None:
     assert job.key == same.key
     others = [replace(job, seed=1), replace(job, phase=Phase.SEARCH), replace(job, settings={"x": 2, "y": {"z": [1, 2]}})]
     assert len({one.key for one in (job, *others)}) == 4
-
-
-def test_what_earlier_releases_kept_is_read() -> None:
-    outcome = Outcome(state=State.FINISHED, metrics={"accuracy": 0.5}, setup_seconds=2.0)
-    data = json.loads(outcome.encode())
-    del data["setup_seconds"]
-    assert Outcome.decode(json.dumps(data)) == replace(outcome, setup_seconds=None)
-
-
-def test_outcomes_survive_the_file(tmp_path: Path) -> None:
-    outcome = Outcome(
-        state=State.FAILED, metrics={"loss": math.inf}, history=(Point(step=1, values={"loss": 2.0}),), error="x", machine={"cores": 2}
-    )
-    job = Job(contestant="a", task="t", budget=None, phase=Phase.FINAL, seed=0, settings={})
-    with opened(tmp_path / "runs.db") as store:
-        store.put(job, outcome)
-        assert store.get(job) == outcome
-        assert store.get(replace(job, seed=1)) is None

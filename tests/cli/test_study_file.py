@@ -209,6 +209,7 @@ def test_what_is_wrong_is_told_with_its_line(old: str, new: str, said: str, tmp_
         ),
         (SHORT.replace("loss", "f1, task: regression"), "line 1: task 'a': of regression there is no 'f1'"),
         (SHORT.replace("loss", "perplexity, task: classification"), "line 1: task 'a': of classification there is no 'perplexity'"),
+        (SHORT.replace("loss", "loss, task: [1]"), "line 1: b: --task '[1]': expected one of"),
         (SHORT.replace("loss", "f1, label_names: [x, y, z]"), "line 1: task 'a': f1 is that of one of two classes"),
     ],
 )

@@ -161,7 +161,7 @@ def _check_kind(text: Text, task: str, metric: str, definitions: Mapping[str, st
     flags: Mapping[str, Any] = filled({**text.mapping(("settings",)), **text.mapping(place)}, definitions)
     known = {kind: (*names, *(("perplexity",) if kind == "causal-lm" else ())) for kind, names in METRICS.items()}
     kind = flags.get("task")
-    if kind in known and "planted" not in flags and metric not in known[kind]:
+    if isinstance(kind, str) and kind in known and "planted" not in flags and metric not in known[kind]:
         raise text.wrong((*place, "metric"), f"task {task!r}: of {kind} there is no {metric!r}; give one of {', '.join(known[kind])}.")
     names = flags.get("label_names")
     if metric == "f1" and isinstance(names, str | list) and len(listed(names) or ()) > 2:

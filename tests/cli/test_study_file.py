@@ -47,6 +47,12 @@ seeds: [3, 5]
 threads: 2
 """
 
+SHORT = """\
+tasks: {a: {dataset_name: x, model_name_or_path: y, metric: loss}}
+contestants:
+  b: {method: lora, learning_rate: 1e-3}
+"""
+
 NAMES = {"base": "there", "data": "here"}
 
 
@@ -131,6 +137,30 @@ def line_of(part: str) -> int:
         ("name: small", "name: [", "no valid YAML"),
         ("    rank: $rank", "    rank: [$rank", "no valid YAML"),
         ("  LoRA:", "  AdaLoRA:", "stands here a second time"),
+        ("  half: {rank: 2, share: 50%}", "  half: 5", "budget 'half' is 5; give names with values"),
+        ("  half: {rank: 2, share: 50%}", "  half:", "budget 'half' is None"),
+        ("  half: {rank: 2, share: 50%}", "  half: {rank: 2, share: 50%, size: 3}", "no contestant says $size"),
+        ("    peft: {peft_type: ADALORA, init_r: 4}", "    peft:", "peft is empty"),
+        ("  max_steps: 4", "  peft: {peft_type: LORA}", "it belongs to a contestant"),
+        ("  max_steps: 4", "  metric: accuracy", "it belongs to a task"),
+        ("  max_steps: 4", "  learning_rate: 0.5", "learning_rate is given here, and searched over in line 28"),
+        ("  notes: {dataset", "  notes: {learning_rate: 0.5, dataset", "learning_rate is given here, and searched over in line 28"),
+        ("    rank: $rank", "    metric: f1", "it belongs to a task"),
+        ("    rank: $rank", "    planted: {pattern: 0}", "it belongs to a task"),
+        ("    rank: $rank", "    max_steps: 9", "it is the same for all contestants; set it under `settings`"),
+        ("    rank: $rank", "    dtype: float16", "it is the same for all contestants"),
+        ("    rank: $rank", "    training_arguments: {max_steps: 9}", "it is the same for all contestants"),
+        ("      penalty: {low: 0.1, high: 1}", "      seed: [0, 1, 2]", "a study sets it for each run"),
+        ("      penalty: {low: 0.1, high: 1}", "      max_steps: [5, 9]", "it is the same for all contestants"),
+        ("  trials: 5", "  seed: 1.5", "seed=1.5: give a whole number"),
+        ("  trials: 5", "  seed: 1099511627776", "seed=1099511627776: give a whole number"),
+        ("  trials: 5", "  prune: 'no'", "prune='no': give true or false"),
+        (
+            "metric: perplexity, task: causal-lm",
+            "metric: accuracy, task: causal-lm",
+            "of causal-lm there is no 'accuracy'; give one of loss",
+        ),
+        ("  AdaLoRA:", "  LoRA @ half:", "'LoRA @ half' is also what the contestant of line 11 is called at a budget"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(old: str, new: str, said: str, tmp_path: Path) -> None:
@@ -171,6 +201,16 @@ def test_what_is_wrong_is_told_with_its_line(old: str, new: str, said: str, tmp_
             "model_name_or_path must be given",
         ),
         ("? [1, 2]\n: 3\n", "is no name"),
+        (SHORT + "budgets:\n  half: {rank: 2}\n", "line 5: budget 'half': no contestant says $rank"),
+        (SHORT.replace("1e-3", "1e-3, rank: $rank") + "budgets:\n  half: 5\n", "line 5: budget 'half' is 5"),
+        (
+            SHORT.replace("1e-3", "1e-3, search: {learning_rate: [1e-3]}"),
+            "line 3: learning_rate is given here, and searched over in line 3",
+        ),
+        (SHORT.replace("loss", "f1, task: regression"), "line 1: task 'a': of regression there is no 'f1'"),
+        (SHORT.replace("loss", "perplexity, task: classification"), "line 1: task 'a': of classification there is no 'perplexity'"),
+        (SHORT.replace("loss", "loss, task: [1]"), "line 1: b: --task '[1]': expected one of"),
+        (SHORT.replace("loss", "f1, label_names: [x, y, z]"), "line 1: task 'a': f1 is that of one of two classes"),
     ],
 )
 def test_what_is_missing_is_told(text: str, said: str, tmp_path: Path) -> None:
@@ -184,6 +224,18 @@ def test_definitions_that_nothing_asks_for_and_names_that_nobody_defines(tmp_pat
         built(GOOD, tmp_path, {**NAMES, "dta": "x"})
     with pytest.raises(SettingError, match=r"line 7: nothing says what \$data is"):
         built(GOOD, tmp_path, {"base": "there"})
+
+
+def test_an_optimizer_belongs_to_a_contestant(tmp_path: Path) -> None:
+    own = (
+        "1e-3, weight_decay: 0.1, warmup_steps: 0.1, lr_scheduler_type: cosine, max_grad_norm: 0.5, optim: adamw_torch, target_modules: [q]"
+    )
+    (cell,) = built(SHORT.replace("1e-3", own), tmp_path, {}).study.cells
+    assert cell.settings["flags"]["weight_decay"] == 0.1
+    # What one contestant says for itself counts before what is said for all.
+    settings = "settings: {learning_rate: 1e-2}\n" + SHORT
+    (cell,) = built(settings, tmp_path, {}).study.cells
+    assert cell.settings["flags"]["learning_rate"] == 1e-3
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoModel
 
 from paring.cli.study.build import build
+from paring.cli.study.made import make
 from paring.cli.study.planted import Planting, places, plant, planting
 from paring.cli.study.text import read_text
-from paring.cli.study.work import Worker, _made
+from paring.cli.study.work import Worker
 from paring.core.errors import SettingError, TargetError
 from paring.study.records import Job, Phase, State
 from paring.study.search import Asked
@@ -80,7 +81,7 @@ def test_updates_have_their_rank_and_size(bert: Path) -> None:
 
 
 def test_errors_are_those_of_their_definitions(bert: Path, moods: Path, tmp_path: Path) -> None:
-    made = _made(job(bert, moods, "LoRA", planted={"size": 0.5, "pattern": 1}), {}, Recorder(), tmp_path)
+    made = make(job(bert, moods, "LoRA", planted={"size": 0.5, "pattern": 1}), {}, Recorder(), tmp_path)
     start = made.trainer.evaluate()
     assert start["eval_relative_error"] == pytest.approx(1.0)  # the update is zero
     made.trainer.train()

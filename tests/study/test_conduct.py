@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from paring.core.errors import DataError, SettingError
+from paring.core.errors import SettingError, StudyError
 from paring.core.records import Point
 from paring.study.conduct import conduct, estimated, seconds_of
 from paring.study.plan import Cell, Estimate, Listed, Range, Sampler, Search, Study
 from paring.study.pool import Died
-from paring.study.records import Entry, Findings, Job, Metric, Outcome, Phase, State
+from paring.study.records import Entry, Fault, Findings, Job, Metric, Outcome, Phase, State
 from paring.study.search import Asked
-from paring.study.store import Store, opened
+from paring.study.store import opened
 
 ACCURACY = Metric(name="accuracy", larger_is_better=True, points=100.0)
 PERPLEXITY = Metric(name="perplexity", larger_is_better=False, points=1.0)
@@ -35,7 +35,7 @@ def curve(job: Job) -> list[float]:
     return [final * (0.7 + 0.1 * step) for step in range(4)]
 
 
-def work(asked: Asked) -> Outcome:
+def work(asked: Asked) -> Outcome | Fault:
     """Make a run: fails, dies or is slow where its settings say so."""
     job = asked.job
     if "log" in job.settings:
@@ -44,7 +44,11 @@ def work(asked: Asked) -> Outcome:
     time.sleep(job.settings.get("sleep", 0.0))
     rate = job.settings["values"].get("learning_rate", job.settings["best"])
     if rate in job.settings.get("fails", ()):
+        if "quiet" in job.settings and "raises" not in job.settings:
+            return Outcome(state=State.FAILED, error="the device is lost")
         raise ValueError("the loss is not finite")
+    if "full" in job.settings and Path(job.settings["full"]).exists() and rate == 1e-2:
+        return Fault(error="its disk is full")
     if rate in job.settings.get("dies", ()):
         os.kill(os.getpid(), signal.SIGKILL)
     name, values, history = job.settings["metric"], curve(job), []
@@ -65,7 +69,7 @@ def work(asked: Asked) -> Outcome:
         start_parameters=200,
         file_bytes=400,
         versions={"paring": "1"},
-        machine={"cores": 2},
+        machine={"cores": 2, **({"process": os.getpid()} if "quiet" in job.settings else {})},
     )
 
 
@@ -197,6 +201,25 @@ def test_a_final_run_without_a_finite_score_says_so(tmp_path: Path) -> None:
     assert findings.counts["failed"] == 1
 
 
+@pytest.mark.parametrize("settings", [{"quiet": 1}, {"quiet": 1, "raises": 1}])
+def test_after_a_failure_a_fresh_process_goes_on(settings: dict[str, Any], tmp_path: Path) -> None:
+    def processes(**more: Any) -> int:
+        rates = Listed(values=(1e-5, 1e-4, 1e-3, 1e-2, 1e-1))
+        plan = study(cell(space={"learning_rate": rates}, **settings, **more), seeds=(0,), prune=False)
+        return len(run(plan, tmp_path / f"{len(more)}.db").machines)
+
+    # The middle one is tried first.
+    assert processes() == 1
+    assert processes(fails=[1e-4]) == 2
+
+
+def test_a_metric_that_is_never_measured_stops_the_study(tmp_path: Path) -> None:
+    plan = study(cell(), metric=replace(ACCURACY, name="f1"))
+    for _ in range(2):  # the run is kept
+        with pytest.raises(SettingError, match=r"LoRA on trec, seed 0: the metric 'f1' .* \(accuracy, loss\)"):
+            run(plan, tmp_path / "runs.db")
+
+
 def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:
     log = tmp_path / "log"
     plan = study(cell(fails=[1e-4], log=str(log)))
@@ -206,6 +229,21 @@ def test_failed_runs_are_made_again_only_if_asked(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == before
     run(plan, tmp_path / "runs.db", retry=True)
     assert len(log.read_text().splitlines()) == before + 1
+
+
+def test_a_fault_of_the_machine_stops_the_study_and_is_met_anew(tmp_path: Path) -> None:
+    log, full = tmp_path / "log", tmp_path / "full"
+    full.touch()
+    plan = study(cell(full=str(full), log=str(log)), prune=False)
+    with pytest.raises(StudyError, match=r"LoRA on trec, seed 0 was stopped by the machine, .*: its disk is full\. .* are kept\."):
+        run(plan, tmp_path / "runs.db")
+    before = log.read_text().splitlines()
+    full.unlink()
+    entry = only(run(plan, tmp_path / "runs.db"))
+    assert [trial.state for trial in entry.trials] == [State.FINISHED] * 3
+    assert not entry.errors
+    lines = log.read_text().splitlines()
+    assert [line for line in set(lines) if lines.count(line) > 1] == [before[-1]]
 
 
 def test_nothing_is_run_twice_and_names_are_no_part_of_a_run(tmp_path: Path) -> None:
@@ -237,20 +275,6 @@ def test_the_database_can_be_queried(tmp_path: Path) -> None:
             "WHERE phase = 'final' ORDER BY seed"
         ).fetchall()
     assert rows == [(1e-3, pytest.approx(0.9)), (1e-3, pytest.approx(0.901))]
-
-
-def test_what_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "runs.db"
-    path.write_text("my notes, which are longer than the head of a database, and must stay\n" * 3)
-    before = path.read_bytes()
-    with pytest.raises(DataError, match="no database of a study"):
-        Store(path)
-    assert path.read_bytes() == before
-    newer = tmp_path / "newer.db"
-    with sqlite3.connect(newer) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(DataError, match="newer release"):
-        Store(newer)
 
 
 def probe(job: Job) -> Estimate:
@@ -298,14 +322,3 @@ def test_a_job_is_known_by_what_its_result_depends_on() -> None:
     assert job.key == same.key
     others = [replace(job, seed=1), replace(job, phase=Phase.SEARCH), replace(job, settings={"x": 2, "y": {"z": [1, 2]}})]
     assert len({one.key for one in (job, *others)}) == 4
-
-
-def test_outcomes_survive_the_file(tmp_path: Path) -> None:
-    outcome = Outcome(
-        state=State.FAILED, metrics={"loss": math.inf}, history=(Point(step=1, values={"loss": 2.0}),), error="x", machine={"cores": 2}
-    )
-    job = Job(contestant="a", task="t", budget=None, phase=Phase.FINAL, seed=0, settings={})
-    with opened(tmp_path / "runs.db") as store:
-        store.put(job, outcome)
-        assert store.get(job) == outcome
-        assert store.get(replace(job, seed=1)) is None

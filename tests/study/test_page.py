@@ -96,6 +96,9 @@ def test_what_a_reader_must_not_miss_is_said() -> None:
     said = Page(render_study(mixed)).text
     assert "several versions of torch" in said
     assert "2 kinds of machine" in said
+    assert "threads, so scores" not in said
+    threads = replace(ten, machines=[{"cores": 12, "threads": 12}, {"cores": 12, "threads": 2}])
+    assert "with 2 and 12 threads, so scores may differ in their last bits" in Page(render_study(threads)).text
 
 
 def test_nothing_is_called_the_best_without_an_interval() -> None:

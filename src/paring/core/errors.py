@@ -53,6 +53,10 @@ class DataError(ParingError, ValueError):
     """A data set is empty, unreadable, or lacks what the task needs."""
 
 
+class StudyError(ParingError, RuntimeError):
+    """A study was stopped by its machine, or is being conducted elsewhere; what has run is kept."""
+
+
 class OutputExistsError(ParingError, FileExistsError):
     """The output is there already and overwriting was not asked for."""
 

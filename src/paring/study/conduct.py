@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from paring.core.errors import SettingError, StudyError
 from paring.study.plan import Estimate, Listed, Range, Study
 from paring.study.pool import Died, Pool
-from paring.study.records import Entry, Findings, Job, Outcome, State
+from paring.study.records import Entry, Fault, Findings, Job, Outcome, State
 from paring.study.search import Asked, conducted, judged
 from paring.study.store import Store
 
@@ -37,7 +38,7 @@ class _Chain:
 def conduct(
     study: Study,
     store: Store,
-    work: Callable[[Asked], Outcome],
+    work: Callable[[Asked], Outcome | Fault],
     *,
     workers: int = 1,
     threads: int = 1,
@@ -51,12 +52,17 @@ def conduct(
         store: keeps every run as it ends.
         work: makes one run; a function at the top of a module.
         workers: processes.
-        threads: of each; results may depend on it in their last bits, so it belongs to the study.
+        threads: of each; results may depend on it in their last bits. It is noted with each run, and no part of what a run is known by.
         retry: make runs again that had failed.
         watch: is told how it goes.
 
     Returns:
         What was found. It depends on the study alone, and not on how often it was interrupted, or on the workers.
+
+    Raises:
+        StudyError: a run met a fault of the machine; it is made again by the next start.
+        SettingError: a run that came to its end was not scored in its task's metric, so none will be.
+        ExportError: the store cannot be written.
     """
     chains = [_Chain(steps=conducted(study, cell)) for cell in study.cells]
     queue: deque[tuple[_Chain, int]] = deque()
@@ -70,6 +76,7 @@ def conduct(
         while ready:
             chain, place, outcome, found = ready.popleft()
             asked = chain.waiting.pop(place)
+            _check_measured(study, asked.job, outcome)
             ran[asked.job.key] = outcome
             if watch is not None:
                 watch.ended(asked, outcome, found=found)
@@ -105,7 +112,7 @@ def conduct(
     for chain in chains:
         advance(chain, None)
     settle()
-    with Pool(work, workers=workers, threads=threads) as pool:
+    with Pool(work, workers=workers, threads=threads, sound=_sound) as pool:
         places: dict[str, tuple[_Chain, int]] = {}
         while queue or pool.busy:
             while queue and pool.free:
@@ -116,6 +123,11 @@ def conduct(
                     watch.begun(asked)
                 pool.submit(asked)
             for asked, result in pool.ended(timeout=1.0):
+                if isinstance(result, Fault):
+                    raise StudyError(
+                        f"{asked.job.label} was stopped by the machine, not by the contestant: {result.error}. See to it and give the same "
+                        "command again; all runs that had ended are kept."
+                    )
                 outcome = result if isinstance(result, Outcome) else _failed(result)
                 key = asked.job.key
                 store.put(asked.job, outcome)
@@ -126,6 +138,17 @@ def conduct(
                 settle()
     entries = tuple(chain.entry for chain in chains if chain.entry is not None)
     return gathered(study, entries, ran.values())
+
+
+def _check_measured(study: Study, job: Job, outcome: Outcome) -> None:
+    name = study.metrics[job.task].name
+    if outcome.state is State.FINISHED and name not in outcome.metrics:
+        known = ", ".join(sorted(outcome.metrics)) or "nothing"
+        raise SettingError(f"{job.label}: the metric {name!r} of the task is not among what is measured ({known}); give it another one.")
+
+
+def _sound(result: Outcome | Fault) -> bool:
+    return isinstance(result, Outcome) and result.state is not State.FAILED
 
 
 def _failed(died: Died) -> Outcome:
@@ -153,6 +176,7 @@ def gathered(study: Study, entries: tuple[Entry, ...], outcomes: Iterable[Outcom
         versions={name: sorted(found) for name, found in sorted(versions.items())},
         machines=[machines[key] for key in sorted(machines) if machines[key]],
         counts=dict(sorted(counts.items())),
+        held_out=study.held_out,
     )
 
 

@@ -13,6 +13,7 @@ from paring.report.words import NOTHING, count
 from paring.report.write import write_page
 from paring.study import tables
 from paring.study.figures import frontiers, rates
+from paring.study.notices import held_out, mixed
 from paring.study.ranks import Ranks, mean_ranks
 from paring.study.records import Findings
 from paring.study.statistics import FEW
@@ -91,7 +92,7 @@ def _facts(findings: Findings) -> tuple[str, ...]:
 
 def _notices(findings: Findings) -> tuple[str, ...]:
     """What a reader must not miss."""
-    notices = []
+    notices = [held_out(findings.held_out)] if findings.held_out else []
     if len(findings.seeds) == 1:
         notices.append("One seed alone: there are no intervals, and no contestants are told apart.")
     elif len(findings.seeds) < FEW:
@@ -109,12 +110,7 @@ def _notices(findings: Findings) -> tuple[str, ...]:
             f"What was chosen lies at the edge of what was tried for {tables.listing(edges)}, so something better may lie beyond. "
             "All such choices are listed below."
         )
-    mixed = [name for name, found in findings.versions.items() if len(found) > 1]
-    if mixed:
-        notices.append(f"Runs were made with several versions of {', '.join(mixed)}.")
-    if len(findings.machines) > 1:
-        notices.append(f"Runs were made on {len(findings.machines)} kinds of machine or with different threads, so times don't compare.")
-    return tuple(notices)
+    return (*notices, *mixed(findings))
 
 
 def _tested(findings: Findings) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
-from paring.core.coding import number, positive_int
+from paring.core.coding import is_whole, number, positive_int
 from paring.core.errors import SettingError
 from paring.study.records import Job, Metric, Phase, named
 
@@ -105,7 +105,11 @@ class Search:
         number("held", self.held, low=0.0, high=1.0, open_low=True, open_high=True)
         positive_int("evaluations", self.evaluations)
         positive_int("first", self.first)
-        number("seed", self.seed, low=0)
+        if not is_whole(self.seed, 0, 2**32 - 1):
+            raise SettingError(f"seed={self.seed!r}: give a whole number from 0 to {2**32 - 1}.")
+        given: object = self.prune
+        if not isinstance(given, bool):
+            raise SettingError(f"prune={given!r}: give true or false.")
         if self.prune and self.evaluations < 2:
             raise SettingError("prune=true needs evaluations of at least 2: a trial that is scored at its end only cannot be cut short.")
 
@@ -138,6 +142,14 @@ class Search:
         return self.trials
 
 
+class Scored(StrEnum):
+    """What final runs are scored on: all rows that the task has for it, a sample of them, or rows held out of those to train on."""
+
+    WHOLE = "whole"
+    SAMPLED = "sampled"
+    HELD_OUT = "held out"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """A contestant on a task, at a budget.
@@ -146,6 +158,7 @@ class Cell:
         contestant, task, budget: which.
         space: what is searched over; empty where all is given.
         settings: all else that a run's result depends on, as plain data.
+        scored: on which rows; those that are drawn are drawn once, by the search's seed, and are the same for every run.
     """
 
     contestant: str
@@ -153,6 +166,7 @@ class Cell:
     budget: str | None
     space: Space
     settings: Mapping[str, Any]
+    scored: Scored = Scored.WHOLE
 
     @property
     def name(self) -> str:
@@ -189,15 +203,21 @@ class Study:
         """The most runs of a cell: its trials, and one for each seed."""
         return self.search.count(cell.space) + len(self.seeds)
 
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The tasks whose final runs are scored on rows that are held out of those to train on."""
+        return tuple(dict.fromkeys(cell.task for cell in self.cells if cell.scored is Scored.HELD_OUT))
+
     def trial(self, cell: Cell, values: Mapping[str, float]) -> Job:
-        """A run of the search."""
+        """A run of the search; by its seed the rows are drawn that final runs are scored on, so it is trained on none of these."""
         search = self.search
         looked = {"held": search.held, "held_seed": search.seed, "evaluations": search.evaluations}
         return self._job(cell, Phase.SEARCH, search.seed, {**cell.settings, "values": dict(values), "search": looked})
 
     def final(self, cell: Cell, seed: int, values: Mapping[str, float]) -> Job:
         """A run with the chosen setting."""
-        return self._job(cell, Phase.FINAL, seed, {**cell.settings, "values": dict(values)})
+        drawn = {} if cell.scored is Scored.WHOLE else {"drawn": self.search.seed}
+        return self._job(cell, Phase.FINAL, seed, {**cell.settings, "values": dict(values), **drawn})
 
     @staticmethod
     def _job(cell: Cell, phase: Phase, seed: int, settings: Mapping[str, Any]) -> Job:

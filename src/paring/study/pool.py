@@ -40,18 +40,20 @@ class _Worker:
 class Pool(Generic[T, R]):
     """Does pieces of work in processes of their own, at most so many at a time.
 
-    A process that dies (killed for its memory, say) is replaced; its piece of work ends as :class:`Died`.
+    A process that dies (killed for its memory, say) is replaced; its piece of work ends as :class:`Died`. One in which a piece of work went
+    wrong is replaced too: what an accelerator has refused once (an index out of range) it refuses to all that follows in that process.
 
     Args:
         work: a function at the top of a module, since it is imported by the processes.
         workers: how many processes.
         threads: of each, by ``OMP_NUM_THREADS``, which torch reads when it is imported.
+        sound: whether what came of a piece of work leaves its process fit for others.
     """
 
-    def __init__(self, work: Callable[[T], R], *, workers: int, threads: int) -> None:
+    def __init__(self, work: Callable[[T], R], *, workers: int, threads: int, sound: Callable[[R], bool] = lambda result: True) -> None:
         # CUDA cannot be used in a fork of a process that has used it.
         self._context = multiprocessing.get_context("spawn")
-        self._work, self._threads, self._limit = work, threads, workers
+        self._work, self._threads, self._limit, self._sound = work, threads, workers, sound
         self._idle: list[_Worker] = []
         self._busy: dict[Connection, tuple[_Worker, T]] = {}
 
@@ -62,11 +64,7 @@ class Pool(Generic[T, R]):
         for worker, _ in self._busy.values():
             worker.process.terminate()
         for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
-            worker.connection.close()  # which an idle one takes for the end
-            worker.process.join(PATIENCE)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            _dismiss(worker)
         self._idle, self._busy = [], {}
 
     @property
@@ -97,7 +95,10 @@ class Pool(Generic[T, R]):
             worker, item = self._busy.pop(connection)
             try:
                 result: R | Died = connection.recv()
-                self._idle.append(worker)
+                if isinstance(result, Died) or not self._sound(result):
+                    _dismiss(worker)
+                else:
+                    self._idle.append(worker)
             except (EOFError, ConnectionError):
                 worker.process.join()
                 connection.close()
@@ -120,6 +121,14 @@ class Pool(Generic[T, R]):
             process.start()
         there.close()
         return _Worker(process=process, connection=here)
+
+
+def _dismiss(worker: _Worker) -> None:
+    worker.connection.close()  # which an idle one takes for the end
+    worker.process.join(PATIENCE)
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()
 
 
 class _threads:

@@ -78,6 +78,8 @@ class Outcome:
         history: logged values over optimizer steps.
         steps: optimizer steps taken.
         seconds: wall time of training, evaluations left out.
+        setup_seconds: wall time of making the adapter, before the first step: what a start computes, and batches that it is read off;
+            model and data are loaded before. ``None`` if unknown.
         cpu_seconds: processor time of training, of all its threads, evaluations included (a final run has none): what else ran on the
             machine matters less to it. ``None`` if unknown.
         memory: the most bytes that were held while it trained, on the accelerator if there is one; ``None`` if unknown.
@@ -95,6 +97,7 @@ class Outcome:
     history: tuple[Point, ...] = ()
     steps: int = 0
     seconds: float = 0.0
+    setup_seconds: float | None = None
     cpu_seconds: float | None = None
     memory: int | None = None
     parameters: int | None = None
@@ -115,6 +118,17 @@ class Outcome:
         data = json.loads(text)
         data["history"] = tuple(Point(**point) for point in data["history"])
         return cls(**{**data, "state": State(data["state"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What the machine did to a run, which is therefore no result of its contestant.
+
+    Attributes:
+        error: in a part of a sentence.
+    """
+
+    error: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +161,7 @@ class Entry:
         file_bytes: bytes of the adapter's weights as saved, by seed.
         seconds: of training, by seed.
         cpu_seconds: processor time of training, by seed.
+        setup_seconds: of making the adapter, by seed.
         search_seconds: of all runs of the search together.
         memory: the most bytes held, by seed.
         errors: what went wrong in runs that failed, by what they were.
@@ -166,6 +181,7 @@ class Entry:
     search_seconds: float
     memory: tuple[int | None, ...]
     cpu_seconds: tuple[float | None, ...] = ()
+    setup_seconds: tuple[float | None, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -206,6 +222,7 @@ class Findings:
         entries: all of them, in the study's order.
         versions, machines: every value that a run has noted, so that a mixture shows.
         counts: how many runs ended in which state.
+        held_out: the tasks whose final runs were scored on rows that were held out of those to train on.
     """
 
     name: str
@@ -216,6 +233,7 @@ class Findings:
     versions: Mapping[str, Sequence[str]]
     machines: Sequence[Mapping[str, Any]]
     counts: Mapping[str, int]
+    held_out: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Everything, as JSON text."""
@@ -233,6 +251,7 @@ class Findings:
             data["metrics"] = {task: Metric(**metric) for task, metric in data["metrics"].items()}
             data["entries"] = tuple(_entry(entry) for entry in data["entries"])
             data["seeds"] = tuple(data["seeds"])
+            data["held_out"] = tuple(data.get("held_out", ()))
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"This is not what a study has found: {error!r}.") from error

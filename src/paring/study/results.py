@@ -11,7 +11,7 @@ from paring.study.records import Entry, Findings
 from paring.study.statistics import compare
 
 RESULTS = ("contestant", "task", "budget", "chosen", "edges", "scores", "parameters", "start_parameters", "file_bytes", "errors")
-COSTS = ("contestant", "task", "budget", "seconds", "cpu_seconds", "search_seconds", "memory")
+COSTS = ("contestant", "task", "budget", "seconds", "setup_seconds", "cpu_seconds", "search_seconds", "memory")
 
 
 def to_json(findings: Findings, reference: str | None = None) -> str:

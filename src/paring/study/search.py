@@ -253,6 +253,7 @@ def _entry(
         file_bytes=each(lambda one: one.file_bytes),
         seconds=each(lambda one: one.seconds),
         cpu_seconds=each(lambda one: one.cpu_seconds),
+        setup_seconds=each(lambda one: one.setup_seconds),
         search_seconds=searched.seconds,
         memory=each(lambda one: one.memory),
         errors=searched.errors,

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from paring.core.errors import DataError, ExportError
+from filelock import FileLock, Timeout
+
+from paring.core.errors import DataError, ExportError, ParingError, StudyError
 from paring.study.plan import Estimate
 from paring.study.records import Job, Outcome
 
 SCHEMA = 1
+WAIT = 60.0
+"""Seconds that a lock of another program is waited for."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -42,15 +46,16 @@ class Store:
     Raises:
         DataError: it is no such database, or a newer release wrote it.
         ExportError: it cannot be written.
+        StudyError: another program has locked it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=60.0)
+            self._connection = sqlite3.connect(path, timeout=WAIT)
         except (OSError, sqlite3.OperationalError) as error:
-            raise self._unwritten(error) from error
+            raise _unwritten(path, error) from error
         try:
             # Readers go on while a run is written.
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -63,7 +68,7 @@ class Store:
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         except sqlite3.OperationalError as error:
             self._connection.close()
-            raise self._unwritten(error) from error
+            raise _unwritten(path, error) from error
         except sqlite3.DatabaseError as error:
             self._connection.close()
             raise DataError(f"{str(path)!r} is no database of a study ({error}); move it away, or choose another folder.") from error
@@ -81,6 +86,7 @@ class Store:
 
         Raises:
             ExportError: the disk is full, or cannot be written; what is kept already stays.
+            StudyError: another program has locked the file.
         """
         row = {
             "key": job.key,
@@ -116,7 +122,7 @@ class Store:
         """Keep how long a run takes.
 
         Raises:
-            ExportError: as for a run.
+            ExportError, StudyError: as for a run.
         """
         with self._change():
             text = json.dumps(vars(estimate), sort_keys=True)
@@ -129,17 +135,49 @@ class Store:
             with self._connection:
                 yield
         except sqlite3.OperationalError as error:
-            raise self._unwritten(error) from error
-
-    def _unwritten(self, error: Exception) -> ExportError:
-        return ExportError(
-            f"{str(self.path)!r} could not be written ({error}); all runs that it holds are kept. Free some space or see to the folder's "
-            "rights, and give the same command again."
-        )
+            raise _unwritten(self.path, error) from error
 
     def close(self) -> None:
         """Let go of the file."""
         self._connection.close()
+
+
+def _unwritten(path: Path, error: Exception) -> ParingError:
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StudyError(
+            f"{str(path)!r} is locked by another program; all runs that it holds are kept. Close what has it open, such as a viewer of "
+            "databases, and give the same command again."
+        )
+    return ExportError(
+        f"{str(path)!r} could not be written ({error}); all runs that it holds are kept. Free some space or see to the folder's "
+        "rights, and give the same command again."
+    )
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes from conducting a study into the same file meanwhile, which would make the same runs twice.
+
+    The lock is the system's: it ends with the process, however that ends, and who only reads does not need it.
+
+    Raises:
+        StudyError: another process conducts one.
+        ExportError: the folder cannot be written.
+    """
+    lock = FileLock(path.with_suffix(".lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise StudyError(
+            f"The study in {str(path.parent)!r} is already being conducted by another process; wait for its end, or choose another folder."
+        ) from error
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

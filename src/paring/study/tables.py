@@ -187,6 +187,8 @@ def costs_table(findings: Findings) -> Table:
         _texts(
             entry.name,
             entry.task,
+            str(len(entry.trials)),
+            _mean(entry.setup_seconds, duration),
             _mean(entry.seconds, duration),
             _mean(entry.cpu_seconds, duration),
             duration(entry.search_seconds) if entry.trials else NOTHING,
@@ -198,13 +200,15 @@ def costs_table(findings: Findings) -> Table:
     columns = (
         ("Contestant", False),
         ("Task", False),
+        ("Trials", True),
+        ("Making the adapter, mean over seeds", True),
         ("Training, mean over seeds", True),
         ("Processor time, mean over seeds", True),
         ("Search, all trials", True),
         ("Memory, the most of all seeds", True),
         ("Parameters at the start", True),
     )
-    return _table("costs-table", "Time and memory; evaluations are left out of times", columns, rows)
+    return _table("costs-table", "Trials, time and memory; loading and evaluations are left out of times", columns, rows)
 
 
 def _table(key: str, caption: str, columns: tuple[tuple[str, bool], ...], rows: list[tuple[Cell, ...]]) -> Table:

@@ -53,7 +53,7 @@ def run(options: Options) -> int:
     from paring.cli.study.digests import with_digests
     from paring.cli.study.progress import workers_for
     from paring.cli.study.text import read_text
-    from paring.study.store import opened
+    from paring.study.store import alone, opened
 
     calm_libraries()
     file = Path(options.study[0])
@@ -68,7 +68,7 @@ def run(options: Options) -> int:
     # All data is read for it, so what is missing is refused before anything is written.
     built = replace(built, study=with_digests(built.study, built.definitions))
     workers = workers_for(options.workers, built.threads)
-    with opened(folder / RUNS) as store:
+    with alone(folder / RUNS), opened(folder / RUNS) as store:
         return _conduct(options, built, store, folder, workers)
 
 
@@ -78,8 +78,11 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path, workers
     from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
     from paring.study.conduct import conduct
+    from paring.study.notices import held_out
 
     study = built.study
+    if study.held_out:
+        say(f"study: {held_out(study.held_out)}")
     if not options.probe:
         runs_told(study)
     estimates = plan_told(study, store, built, options.max_hours) if options.probe else {}
@@ -108,8 +111,10 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path, workers
 
 def _write(findings: Findings, folder: Path, reference: str | None) -> None:
     """The results, what they cost, and the page."""
+    from paring.cli.console import say
     from paring.cli.study.told import results_told
     from paring.exchange.folder import replace_file
+    from paring.study.notices import mixed
     from paring.study.page import write_study_page
     from paring.study.results import costs_to_json, to_json
 
@@ -118,6 +123,8 @@ def _write(findings: Findings, folder: Path, reference: str | None) -> None:
     replace_file(folder / FINDINGS, findings.to_json().encode())
     write_study_page(findings, folder / PAGE, reference=reference, overwrite=True)
     results_told(findings)
+    for said in mixed(findings):
+        say(f"study: {said}")
     print(folder / PAGE)
 
 

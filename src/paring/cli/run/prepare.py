@@ -52,12 +52,13 @@ class Prepared:
         return self.model
 
 
-def load(options: TrainOptions, resume: Path | None) -> Prepared:
+def load(options: TrainOptions, resume: Path | None, *, drawn: int | None = None) -> Prepared:
     """Read the data, tell the task, load the model.
 
     Args:
         options: all options of the run.
         resume: the checkpoint that the run goes on from, to which all of this must fit.
+        drawn: as for :func:`split`.
 
     Raises:
         ParingError: bad options, data or model.
@@ -76,7 +77,7 @@ def load(options: TrainOptions, resume: Path | None) -> Prepared:
     )
     if resume is not None:
         check_task(resume, task, asdict(options.model))
-    rows, held_out, origin = split(rows, data, options.training.seed)
+    rows, held_out, origin = split(rows, data, options.training.seed, drawn)
     say(f"task: {task.describe()} (--task, --text_columns and --label_column say otherwise)")
     if task.kind == "causal-lm" and (unread := [name for name in rows.column_names if name not in (*task.texts, ROW)]):
         more = " (--text_columns PROMPT,COMPLETION reads two)" if task.form == "text" else ""
@@ -157,19 +158,35 @@ def read_template(path: Path) -> str:
         raise SettingError(f"--chat_template_path {str(path)!r} cannot be read ({error}); give a Jinja file in UTF-8.") from error
 
 
-def split(rows: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Dataset | None, str]:
+def has_split(options: DataOptions) -> bool:
+    """Whether the data have rows of their own to evaluate on, so that none are held out of those to train on."""
+    return options.eval_dataset_name is not None or _own_split(options) is not None
+
+
+def _own_split(options: DataOptions) -> str | None:
+    return options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config)
+
+
+def split(rows: Dataset, options: DataOptions, seed: int, drawn: int | None = None) -> tuple[Dataset, Dataset | None, str]:
     """The rows to train on, those to evaluate on, and where the latter come from.
+
+    Args:
+        rows: to train on, and to hold some out of where there is nothing else to evaluate on.
+        options: of the data.
+        seed: of what is drawn.
+        drawn: the seed of the rows to evaluate on, where that is another one, so that runs with other seeds have the same.
 
     Raises:
         DataError: something cannot be read, or is too small to split.
     """
+    drawn = seed if drawn is None else drawn
     held_out: Dataset | None = None
     origin = "evaluation"
     if options.eval_dataset_name is not None:
         name = options.dataset_test_split or held_out_split(options.eval_dataset_name) or options.dataset_train_split
         held_out = read(options.eval_dataset_name, name, texts=listed(options.text_columns))
     else:
-        found = options.dataset_test_split or held_out_split(options.dataset_name, options.dataset_config)
+        found = _own_split(options)
         if found is not None:
             held_out = read(options.dataset_name, found, options.dataset_config, listed(options.text_columns))
     if held_out is None and options.eval_share != 0.0:
@@ -177,10 +194,10 @@ def split(rows: Dataset, options: DataOptions, seed: int) -> tuple[Dataset, Data
             raise SettingError(f"--eval_share {options.eval_share}: give a share of the rows between 0 and 1; 0 evaluates on none.")
         if len(rows) < 2:
             raise DataError("A single row cannot be split into training and evaluation; give more rows, or --eval_share 0.")
-        parts = rows.train_test_split(test_size=max(1, round(options.eval_share * len(rows))), seed=seed)
+        parts = rows.train_test_split(test_size=max(1, round(options.eval_share * len(rows))), seed=drawn)
         rows, held_out, origin = parts["train"], parts["test"], "training"
     if held_out is not None:
-        held_out = _some(held_out, options.max_eval_samples, seed)
+        held_out = _some(held_out, options.max_eval_samples, drawn)
     return _some(rows, options.max_train_samples, seed), held_out, origin
 
 

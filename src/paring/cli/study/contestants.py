@@ -117,7 +117,20 @@ def adapt(
     except (TypeError, ValueError, NotImplementedError) as error:
         raise SettingError(f"peft: {error}") from error
     assert isinstance(found, PeftModel)
+    if isinstance(made, AdaLoraConfig):
+        _penalise_training_alone(found)
     return found
+
+
+def _penalise_training_alone(model: PeftModel) -> None:
+    """Leave AdaLoRA's orthogonality term out of the loss on held-out rows, to which PEFT adds it as well: no other contestant has one."""
+    tuner: Any = model.base_model
+    penalised = tuner.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return penalised(*args, **kwargs) if tuner.training else tuner.model(*args, **kwargs)
+
+    tuner.forward = forward
 
 
 def _named(model: PreTrainedModel, targets: str | list[str], task_type: str | None) -> list[str]:

@@ -10,30 +10,53 @@ from typing import Any
 
 from paring.cli.data.read import check_there
 from paring.cli.run.base import WEIGHTS
-from paring.cli.study.flags import filled
+from paring.cli.run.options import DataOptions
+from paring.cli.run.prepare import has_split
+from paring.cli.study.flags import filled, unfilled
 from paring.core.errors import DataError
 from paring.exchange.folder import digest
-from paring.study.plan import Study
+from paring.exchange.layout import COMPANIONS
+from paring.study.plan import Scored, Study
 
 DATA = ("dataset_name", "eval_dataset_name", "chat_template_path")
+PATHS = (*DATA, "model_name_or_path")
+"""Flags whose content is known, so that where it lies is no part of a run."""
+PLACES = ("dataset_name", "dataset_config", "dataset_test_split", "eval_dataset_name")
+"""What tells whether a task has rows of its own to be scored on."""
 
 
 def with_digests(study: Study, definitions: Mapping[str, str]) -> Study:
-    """The study whose runs are known by the content of their files as well.
+    """The study whose runs are known by the content of their files as well, and that knows what its final runs are scored on.
 
     Raises:
         DataError: data or weights are not there, and have no name of the hub either.
     """
     cells = []
     for cell in study.cells:
-        flags = filled(cell.settings["flags"], definitions)
+        given = cell.settings["flags"]
+        flags = filled(given, definitions)
         found = {name: _content(str(flags[name])) for name in DATA if flags.get(name) is not None}
         base = str(flags["model_name_or_path"])
         check_there(base)
         if Path(base).is_dir():
-            found["model"] = _weights(Path(base))
-        cells.append(replace(cell, settings={**cell.settings, "digests": found}))
+            found["model"] = _model(Path(base))
+        elif unfilled(given["model_name_or_path"]):
+            found["model"] = base  # a name of the hub, which the file leaves open
+        # What the command line says of anything else is a setting like those of the file.
+        settings = {name: value if name in PATHS else flags[name] for name, value in given.items()}
+        cells.append(replace(cell, settings={**cell.settings, "flags": settings, "digests": found}, scored=_scored(flags)))
     return replace(study, cells=tuple(cells))
+
+
+def _scored(flags: Mapping[str, Any]) -> Scored:
+    places = {name: flags[name] for name in PLACES if flags.get(name) is not None}
+    if not _has_split(DataOptions(**places)):
+        return Scored.HELD_OUT
+    return Scored.WHOLE if flags.get("max_eval_samples") is None else Scored.SAMPLED
+
+
+# The names of a data set's splits may have to be asked for on the hub.
+_has_split = cache(has_split)
 
 
 @cache
@@ -43,7 +66,9 @@ def _content(name: str) -> Any:
     if path.is_file():
         return digest(path)
     if path.is_dir():
-        found = {file.name: digest(file) for file in sorted(path.iterdir()) if file.is_file()}
+        found = {
+            file.relative_to(path).as_posix(): digest(file) for file in sorted(path.rglob("*")) if _is_data(file.relative_to(path), file)
+        }
         if not found:
             raise DataError(f"The folder {name!r} holds no data.")
         return found
@@ -51,7 +76,13 @@ def _content(name: str) -> Any:
     return name
 
 
+def _is_data(inside: Path, file: Path) -> bool:
+    """Whether a file of a folder is data: not what git or a download keeps in hidden folders, nor what ``datasets`` has computed there."""
+    return file.is_file() and not any(part.startswith(".") for part in inside.parts[:-1]) and not inside.match("cache-*.arrow")
+
+
 @cache
-def _weights(folder: Path) -> dict[str, str]:
-    names = {"config.json", *WEIGHTS, *(file.name for file in folder.glob("*.safetensors"))}
+def _model(folder: Path) -> dict[str, str]:
+    """The digests of the weights, the tokenizer, and code that comes with them."""
+    names = {*WEIGHTS, *COMPANIONS, *(file.name for ends in ("*.safetensors", "*.py") for file in folder.glob(ends))}
     return {name: digest(folder / name) for name in sorted(names) if (folder / name).is_file()}

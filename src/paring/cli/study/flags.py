@@ -21,13 +21,27 @@ if TYPE_CHECKING:
     from paring.method import Method
     from paring.train.whole import Whole
 
-OWN = frozenset({"eval_share", "seed", "init_adapter", "method"})
-"""Flags that a study sets by itself, or that make no sense in one."""
+OWN = {
+    "seed": "a study sets it for each run (`seeds:`)",
+    "eval_share": "rows to choose by are held out by `search: held:`",
+    "init_adapter": "a study trains every contestant from the start",
+    "method": "it belongs to a contestant",
+    "peft": "it belongs to a contestant",
+    "metric": "it belongs to a task",
+    "planted": "it belongs to a task",
+}
+"""What a study sets by itself, or elsewhere, or what makes no sense in one; and why."""
 
 ALLOWED = tuple(
     item.name for group in (ModelOptions, DataOptions, AdapterOptions, TrainingOptions) for item in fields(group) if item.name not in OWN
 )
 """Flags of ``paring train`` that a study's file may set, beside a method's settings."""
+
+OPTIMISER = frozenset({"learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"})
+"""Flags of the training that may belong to a method."""
+
+SHARED = frozenset(ALLOWED) - OPTIMISER - {item.name for item in fields(AdapterOptions)}
+"""Flags that are the same for all contestants: they decide data, model, steps, batches, precision and what is computed with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +123,14 @@ def unfilled(value: Any) -> list[str]:
 def check_flag(name: str) -> str | None:
     """Why a study's file may not set a flag; ``None`` if it may, or if it is a method's setting."""
     if name in OWN:
-        reasons = {
-            "seed": "a study sets it for each run (`seeds:`)",
-            "eval_share": "rows to choose by are held out by `search: held:`",
-            "init_adapter": "a study trains every contestant from the start",
-            "method": "it belongs to a contestant",
-        }
-        return reasons[name]
+        return OWN[name]
     if name in TAKEN and name not in ALLOWED:
         return f"a study writes, evaluates and saves in its own way{near(name, ALLOWED)}"
+    return None
+
+
+def check_own(name: str) -> str | None:
+    """Why one contestant may not set a flag, or search over it; ``None`` if it is of the adapter, the method or its optimizer."""
+    if name in SHARED:
+        return "it is the same for all contestants; set it under `settings`, or under `tasks` for one of them"
     return None

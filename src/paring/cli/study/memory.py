@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,11 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def forget() -> bool:
-    """Begin to measure anew; whether that could be had. Else what was held before counts too, and :func:`most` is not to be trusted."""
+    """Begin to measure anew, with what earlier runs have left behind collected; whether that could be had.
+
+    Else what was held before counts too, and :func:`most` is not to be trusted.
+    """
+    gc.collect()  # a trainer and its model hold each other
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return True

@@ -208,8 +208,12 @@ class ParingPlantedTrainer(ParingTrainerMixin, PlantedTrainer):
     """The same for adapters of paring's own."""
 
 
-def load_planted(options: TrainOptions) -> Prepared:
+def load_planted(options: TrainOptions, drawn: int | None) -> Prepared:
     """The texts and the bare encoder.
+
+    Args:
+        options: all options of the run.
+        drawn: as for :func:`~paring.cli.run.prepare.split`.
 
     Raises:
         DataError: no texts.
@@ -219,7 +223,7 @@ def load_planted(options: TrainOptions) -> Prepared:
 
     data = options.data
     rows = read(data.dataset_name, data.dataset_train_split, data.dataset_config, listed(data.text_columns))
-    rows, held_out, origin = split(rows, data, options.training.seed)
+    rows, held_out, origin = split(rows, data, options.training.seed, drawn)
     column = (listed(data.text_columns) or ["text"])[0]
     for part in (rows, held_out):
         if part is not None and column not in part.column_names:

@@ -38,7 +38,8 @@ def plan_told(study: Study, store: Store, built: Built, most: float | None) -> d
     """
     say(f"study: {len(study.cells)} contestants on tasks; timing a few steps of each")
     known: dict[str, Estimate] = {}
-    for name, found in estimated(study, store, Prober(definitions=built.definitions), threads=built.threads).items():
+    prober = Prober(definitions=built.definitions, metrics=study.metrics)
+    for name, found in estimated(study, store, prober, threads=built.threads).items():
         if not isinstance(found, Estimate):
             raise SettingError(f"{name}: {found.error}")
         known[name] = found

@@ -8,37 +8,30 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import paring
 from paring.attach.find import adapters
 from paring.cli.console import calm_libraries, sentence
-from paring.cli.flags import listed
-from paring.cli.run.checks import targets
+from paring.cli.data.metrics import METRICS
 from paring.cli.run.finish import final_metrics
-from paring.cli.run.options import TrainOptions, WatchOptions
-from paring.cli.run.prepare import Prepared, attach, load
-from paring.cli.run.start import calibrate_for, first_batches
-from paring.cli.run.trainer import Rows, make_trainer
-from paring.cli.run.whole import precise
 from paring.cli.study import contestants, memory
-from paring.cli.study.flags import Run, filled, parsed
-from paring.cli.study.planted import load_planted, planted_options, planted_trainer, planting
-from paring.core.errors import DataError, ExportError, ParingError, SettingError
-from paring.method import Method
+from paring.cli.study.code import code_versions
+from paring.cli.study.faults import fault_of
+from paring.cli.study.made import Made, make
+from paring.cli.study.planted import METRICS as PLANTED
+from paring.core.errors import ExportError, ParingError, SettingError, StepError
 from paring.study.plan import Estimate
-from paring.study.records import Job, Outcome, Phase, State
-from paring.study.search import Asked, Cut, logged
-from paring.train import Recorder
-from paring.train.recorder import machine, points, versions
-from paring.train.whole import Whole
+from paring.study.records import Fault, Job, Metric, Outcome, Phase, State
+from paring.study.search import EVALUATED, Asked, Cut, logged
+from paring.train import Recorder, guards
+from paring.train.recorder import machine, points
 
 PROBED = 6
 """Steps that are timed; the first one is left out."""
@@ -79,17 +72,6 @@ class Looks(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
-    """A run that is ready for its first step; ``steps`` are those of a whole one."""
-
-    run: Run
-    steps: int
-    prepared: Prepared
-    trainer: Trainer
-    whole: Whole | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Worker:
     """Makes runs.
 
@@ -99,16 +81,19 @@ class Worker:
 
     definitions: Mapping[str, str]
 
-    def __call__(self, asked: Asked) -> Outcome:
-        """Train and score."""
+    def __call__(self, asked: Asked) -> Outcome | Fault:
+        """Train and score; a fault of the machine is no outcome."""
         calm_libraries()
         begun = datetime.now(UTC).isoformat(timespec="seconds")
-        about: dict[str, Any] = {"started": begun, "versions": versions(), "machine": machine()}
+        about: dict[str, Any] = {"started": begun, "versions": code_versions(), "machine": machine()}
         recorder = Recorder()
         try:
             with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:
                 outcome = _run(asked, self.definitions, recorder, Path(folder))
         except (ParingError, MemoryError, torch.OutOfMemoryError, OSError, RuntimeError, ValueError) as error:
+            fault = fault_of(error)
+            if fault is not None:
+                return Fault(error=fault)
             return Outcome(state=State.FAILED, error=sentence(error), history=recorder.history, **about)
         return replace(outcome, **about)
 
@@ -119,16 +104,22 @@ class Prober:
 
     Attributes:
         definitions: as for :class:`Worker`.
+        metrics: of each task, which the few rows are to be scored in.
     """
 
     definitions: Mapping[str, str]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __call__(self, job: Job) -> Estimate:
-        """Time a few steps, and the scoring of a few rows."""
+        """Time a few steps, and the scoring of a few rows.
+
+        Raises:
+            SettingError: the task's metric is not measured of it.
+        """
         calm_libraries()
         begun = time.perf_counter()
         with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:
-            made = _made(job, self.definitions, Recorder(), Path(folder), steps=PROBED)
+            made = make(job, self.definitions, Recorder(), Path(folder), steps=PROBED)
             held = made.prepared.rows.held_out
             clock = _Clock()
             made.trainer.add_callback(clock)
@@ -138,7 +129,9 @@ class Prober:
             rows = 0 if held is None else len(held)
             if held is not None and isinstance(made.trainer.eval_dataset, type(held)):
                 made.trainer.eval_dataset = made.trainer.eval_dataset.select(range(min(SCORED, rows)))
-                made.trainer.evaluate()
+                found = made.trainer.evaluate()
+                if job.task in self.metrics:
+                    _check_metric(self.metrics[job.task], made, found)
             scored = time.perf_counter() - scored
             return Estimate(
                 setup=setup,
@@ -147,6 +140,17 @@ class Prober:
                 score=scored * rows / max(1, min(SCORED, rows)),
                 details={"steps": PROBED, "rows": min(SCORED, rows)},
             )
+
+
+def _check_metric(metric: Metric, made: Made, found: Mapping[str, float]) -> None:
+    names = {name.removeprefix(EVALUATED) for name in found}
+    if made.prepared.task.kind == "causal-lm":
+        names.add("perplexity")
+    if metric.name not in names:
+        known = sorted(
+            name for name in names if name in {*PLANTED, *(one for measured in METRICS.values() for one in measured), "perplexity"}
+        )
+        raise SettingError(f"There is no {metric.name!r} of this; its metric may be {', '.join(known)}.")
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -172,94 +176,10 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def steps_of(options: TrainOptions, rows: int) -> int:
-    """Optimizer steps of a training on one device, as transformers counts them."""
-    training = options.training
-    if training.max_steps > 0:
-        return training.max_steps
-    batches = math.ceil(rows / training.per_device_train_batch_size)
-    return math.ceil(training.num_train_epochs * max(1, math.ceil(batches / training.gradient_accumulation_steps)))
-
-
-def _made(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: Path, *, steps: int | None = None) -> Made:
-    """Everything up to the first step, of the first few steps alone if so asked."""
-    given = filled({**job.settings["flags"], **job.settings["values"], "seed": job.seed}, definitions)
-    run = parsed(given, str(folder))
-    # Nothing is saved, and what is evaluated when is the study's to say.
-    quiet = WatchOptions(eval_strategy="no", save_strategy="no")
-    options = replace(run.options, watch=quiet)
-    whole = run.method if isinstance(run.method, Whole) else None
-    if whole is not None:
-        options = precise(options)
-    what = None if "planted" not in job.settings else planting(job.settings["planted"])
-    prepared = load(options, None) if what is None else load_planted(options)
-    if what is not None:
-        options = planted_options(options, prepared.model)
-    rows = _rows(job, prepared.rows)
-    total = steps_of(options, len(rows.train))
-    if steps is not None:
-        options = replace(options, training=replace(options.training, max_steps=min(steps, total)))
-    prepared = replace(prepared, rows=rows)
-    extra: list[TrainerCallback] = [recorder]
-    if isinstance(run.method, Method):
-        prepared = attach(options, run.method, prepared, headed=what is None)
-    elif whole is not None:
-        extra.append(whole.callback())
-    else:
-        assert run.peft is not None
-        model = _with_peft(options, run.peft, prepared, steps=total, seed=job.seed, planted=what is not None)
-        extra += contestants.callbacks(model)
-        prepared = replace(prepared, model=model)
-    # The order of rows and dropout are the same for all contestants, whatever each has drawn for its start.
-    set_seed(job.seed)
-    if what is None:
-        trainer = make_trainer(options, prepared.task, prepared.base, prepared.model, rows, extra)
-    else:
-        trainer = planted_trainer(options, what, prepared, prepared.model, extra)
-    if isinstance(run.method, Method):
-        calibrate_for(trainer, prepared.adapted, options.adapter.calibration_batches)
-    return Made(run=replace(run, options=options), steps=total, prepared=prepared, trainer=trainer, whole=whole)
-
-
-def _with_peft(options: TrainOptions, given: Mapping[str, Any], prepared: Prepared, *, steps: int, seed: int, planted: bool) -> PeftModel:
-    """The model with an adapter of PEFT's own, and the batches that its start may be read off."""
-    assert isinstance(prepared.model, PreTrainedModel)
-    batches = []
-    if contestants.needs_batches(given):
-        if planted:
-            raise SettingError("peft: starts that are read off batches need a task with a loss of its own, and a planted one has none.")
-        plain = make_trainer(options, prepared.task, prepared.base, prepared.model, prepared.rows, [])
-        batches = first_batches(plain, options.adapter.calibration_batches)
-    return contestants.adapt(
-        prepared.model,
-        given,
-        steps=steps,
-        targets=targets(options.adapter.target_modules),
-        task_type=None if planted else prepared.task.task_type,
-        saved=listed(options.adapter.modules_to_save),
-        seed=seed,
-        batches=batches,
-    )
-
-
-def _rows(job: Job, rows: Rows) -> Rows:
-    """A trial is scored on a part of the training rows, and never sees those that the study is scored on."""
-    if job.phase is Phase.FINAL:
-        if rows.held_out is None:
-            raise DataError("There are no rows to score on; give the task an eval_dataset_name or a dataset_test_split.")
-        return rows
-    search = job.settings["search"]
-    count = max(1, round(search["held"] * len(rows.train)))
-    if count >= len(rows.train):
-        raise DataError(f"{len(rows.train)} training rows are too few to choose by a part of them.")
-    parts = rows.train.train_test_split(test_size=count, seed=search["held_seed"])
-    return Rows(train=parts["train"], held_out=parts["test"], origin="training")
-
-
 def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folder: Path) -> Outcome:
     job = asked.job
     measured = memory.forget()
-    made = _made(job, definitions, recorder, folder)
+    made = make(job, definitions, recorder, folder)
     trainer, model = made.trainer, made.prepared.model
     looks = Looks(job.settings["search"]["evaluations"], asked.cut) if job.phase is Phase.SEARCH else None
     if looks is not None:
@@ -269,11 +189,13 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     trainer.train()
     used = time.process_time() - used
     most = memory.most() if measured else None
+    _check_finite(made)
     history = points(trainer.state.log_history)
     spent = sum(point.values.get("eval_runtime", 0.0) for point in history)
     done: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "seconds": recorder.seconds - spent,
+        "setup_seconds": made.seconds,
         "cpu_seconds": used,
         "memory": most,
         "start_parameters": start,
@@ -281,6 +203,9 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
     if looks is not None and looks.pruned:
         return Outcome(state=State.PRUNED, history=history, **done)
     metrics = final_metrics(trainer, made.prepared.task)
+    if made.prepared.task.kind == "causal-lm":
+        metrics.setdefault("perplexity", math.inf)  # which is left out where it cannot be computed
+    _check_finite(made)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return Outcome(
         state=State.FINISHED,
@@ -290,6 +215,29 @@ def _run(asked: Asked, definitions: Mapping[str, str], recorder: Recorder, folde
         file_bytes=_written(made, folder / "written"),
         **done,
     )
+
+
+def _check_finite(made: Made) -> None:
+    """Refuse a run that has diverged, whoever's adapter it is: paring's own trainers stop there, and others would score by chance.
+
+    Raises:
+        StepError: a loss that was logged, or a parameter that was trained, is not finite.
+    """
+    state = made.trainer.state
+    for entry in state.log_history:
+        for name in ("loss", f"{EVALUATED}loss"):
+            if not math.isfinite(entry.get(name, 0.0)):
+                raise StepError(guards.diverged(f"the loss is {entry[name]}", int(entry["step"])))
+    trained = {
+        name: parameter.detach()
+        for name, parameter in made.prepared.model.named_parameters()
+        if parameter.is_floating_point() and (parameter.requires_grad or made.whole is not None)
+    }
+    # Trainer leaves a loss that is not finite out of what it logs, so the weights are what tells.
+    broken = [name for name, values in trained.items() if not bool(torch.isfinite(values).all())]
+    if broken:
+        said = f"{len(broken)} of {len(trained)} trained parameters hold NaN or infinity (first: {broken[0]!r})"
+        raise StepError(guards.diverged(said, state.global_step))
 
 
 def _parameters(made: Made, *, start: bool = False) -> int:
@@ -309,6 +257,8 @@ def _written(made: Made, place: Path) -> int | None:
             paring.export(made.prepared.adapted, place)
         else:
             model.save_pretrained(str(place))
-    except ExportError:
+    except ExportError as error:
+        if fault_of(error) is not None:
+            raise
         return None
     return sum(file.stat().st_size for file in place.rglob("*.safetensors"))

@@ -17,6 +17,7 @@ BUILT_IN = {
     "OutputExistsError": FileExistsError,
     "SettingError": ValueError,
     "StepError": RuntimeError,
+    "StudyError": RuntimeError,
     "TargetError": ValueError,
 }
 

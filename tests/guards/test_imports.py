@@ -43,7 +43,14 @@ def test_the_command_line_answers_without_loading_anything_heavy(flag: str) -> N
     assert len(said.splitlines()) > 1
 
 
-@pytest.mark.parametrize(("arguments", "told"), [((), "lisa "), (("--method", "sora"), "sora: "), (("--method", "lisa"), "lisa: ")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "lisa "),
+        pytest.param(("--method", "sora"), "sora: ", marks=pytest.mark.slow),
+        pytest.param(("--method", "lisa"), "lisa: ", marks=pytest.mark.slow),
+    ],
+)
 def test_the_table_of_methods_needs_no_transformers(arguments: tuple[str, ...], told: str) -> None:
     said = fresh(f"from paring.cli.main import main\nassert main(['methods', *{arguments!r}]) == 0\n{LOADED}")
     assert told in said

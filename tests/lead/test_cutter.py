@@ -211,7 +211,12 @@ def test_what_was_cut_stays_away_whatever_the_optimizer_remembers(name: str, ane
         return cut(budget, optimizer)
 
     cutter.cut = counted  # type: ignore[method-assign]
-    train(model, optimizer, range(STEPS), after=lambda step: model.eval().train() and None if anew else None)
+
+    def again(step: int) -> None:
+        if anew:
+            model.eval().train()
+
+    train(model, optimizer, range(STEPS), after=again)
     assert len(cuts) == 3
     assert 0 < left(model.eval().train()) <= 0.25 * START
     for slot in ordered(model).values():

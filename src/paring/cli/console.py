@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from paring.core.errors import ParingError
@@ -65,14 +65,20 @@ def sentence(error: BaseException) -> str:
 
 def full_disk(error: BaseException) -> bool:
     """Whether an error, or what caused it, says that the disk is full; writers in Rust or C++ only say so in words."""
+    for one in causes(error, hidden=True):
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "no space left on device" in str(one).lower() or f"os error {errno.ENOSPC}" in str(one).lower():
+            return True
+    return False
+
+
+def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
+    """An error and what caused it, the last first; with ``hidden`` also what a ``raise ... from None`` has left unsaid."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "no space left on device" in str(seen).lower() or f"os error {errno.ENOSPC}" in str(seen).lower():
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ and not hidden else seen.__context__)
 
 
 def _where(error: BaseException) -> str:

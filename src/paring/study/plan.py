@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -35,6 +35,10 @@ class Listed:
         if any(first >= second for first, second in zip(self.values, self.values[1:], strict=False)):
             raise SettingError(f"values={list(self.values)!r}: give them ascending, each once.")
 
+    def at_edge(self, value: float, tried: Collection[float]) -> bool:
+        """Whether something better may lie beyond what was tried, a part of a list where trials are fewer; one setting has no edge."""
+        return len(self.values) > 1 and value in (min(tried), max(tried))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -54,7 +58,7 @@ class Range:
         number("low", self.low, low=0.0, open_low=True)
         number("high", self.high, low=self.low, open_low=True)
 
-    def at_edge(self, value: float) -> bool:
+    def at_edge(self, value: float, tried: Collection[float]) -> bool:
         """Whether something better may lie beyond: the value is in the outermost tenth, on the logarithmic scale."""
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return not EDGE <= share <= 1 - EDGE

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from paring.core.records import Point
-from paring.study.plan import Cell, Listed, Range, Sampler, Search, Space, Study
+from paring.study.plan import Cell, Listed, Sampler, Search, Space, Study
 from paring.study.records import Entry, Job, Metric, Outcome, State, Trial
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -218,11 +218,6 @@ def _unscored(metric: Metric) -> str:
     return f"the metric {metric.name} is not among what was measured, or not finite"
 
 
-def _at_edge(space: Listed | Range, value: float, tried: Collection[float]) -> bool:
-    """Of a list what was tried counts: with fewer trials than settings a part of it was not."""
-    return space.at_edge(value) if isinstance(space, Range) else len(space.values) > 1 and value in (min(tried), max(tried))
-
-
 def _entry(
     study: Study,
     cell: Cell,
@@ -245,7 +240,7 @@ def _entry(
         edges=tuple(
             name
             for name, value in (chosen or {}).items()
-            if _at_edge(cell.space[name], value, [trial.values[name] for trial in searched.trials])
+            if cell.space[name].at_edge(value, [trial.values[name] for trial in searched.trials])
         ),
         scores=each(lambda one: _score(one, metric)),
         parameters=each(lambda one: one.parameters),

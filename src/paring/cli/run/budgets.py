@@ -66,15 +66,14 @@ def plain_data(given: str | Mapping[str, Any], each: int) -> dict[str, Any]:
     Raises:
         SettingError: there is no such size.
     """
-    from paring.cli.run.parts import find_part, part_of
+    from paring.cli.run.parts import find_part
     from paring.parts.allocate.budget import Budget
 
-    if isinstance(given, str):
-        if short := written(given, each):
-            return short
-        if find_part(given, Budget) is None:
-            raise SettingError(f"--budget {given!r}: there is no such size. {WAYS}")
-    return part_of("budget", given, Budget)
+    found = written(given, each) if isinstance(given, str) else None
+    found = found or find_part(given, Budget)
+    if found is None:
+        raise SettingError(f"--budget {given!r}: there is no such size. {WAYS}")
+    return found
 
 
 _TOLERATED = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?|\.\d+)\s*(?P<unit>%|se)\s*", re.ASCII)

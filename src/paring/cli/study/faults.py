@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from paring.cli.console import full_disk
+from paring.cli.console import causes, full_disk
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Full, over its quota, read-only, broken."""
@@ -15,9 +14,9 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 def fault_of(error: BaseException) -> str | None:
     """What the machine did, as a part of a sentence, if an error or what caused it says so; ``None`` for any other error."""
-    for one in _causes(error):
-        if full_disk(one):
-            return "its disk is full"
+    if full_disk(error):
+        return "its disk is full"
+    for one in causes(error):
         if isinstance(one, ConnectionError | TimeoutError | LocalEntryNotFoundError):
             return f"a connection was lost, or could not be made ({_said(one)})"
         if isinstance(one, OSError) and one.errno in DISK:
@@ -27,10 +26,3 @@ def fault_of(error: BaseException) -> str | None:
 
 def _said(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

@@ -25,6 +25,7 @@ from runs import logged, measured
 from tasks import Examples, batches, encoder, examples
 from torch import Tensor, nn
 from transformers import AutoModel
+from variants import VARIANTS, Variant, varied
 
 import paring
 from paring.cli.study.planted import Planting, places, plant
@@ -102,12 +103,19 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     del teacher
     budget = None if job.budget is None else round(job.budget * planted)
     budget = budget if job.share is None else round(job.share * start)
-    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget)
+
+    def losses(model: nn.Module, rows: Iterator[list[int]]) -> Iterator[Tensor]:
+        return (squares(model, fit, wanted, next(rows), job) for _ in itertools.count())
+
+    def few(model: nn.Module) -> Iterator[Tensor]:
+        return itertools.islice(losses(model, batches(fit, job.size, torch.Generator().manual_seed(job.seed))), 8)
+
+    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget, few)
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    seconds = fitted(model, fit, wanted, job, after)
+    seconds = fitted(model, losses(model, batches(fit, job.size, torch.Generator().manual_seed(job.seed))), job, after)
     model.eval()
     limit = distance(before, goal)
 
@@ -180,25 +188,27 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def fitted(model: nn.Module, fit: Examples, wanted: list[Tensor], job: Job, after: After) -> float:
+def squares(model: nn.Module, fit: Examples, wanted: list[Tensor], rows: list[int], job: Job) -> Tensor:
+    """The mean squared distance of the hidden states of these rows from what is wanted."""
+    given = fit.batch(rows)
+    mask = given["attention_mask"].to(job.device)
+    with torch.autocast(job.device, torch.bfloat16, enabled=job.dtype == "bf16"):
+        got = model(input_ids=given["input_ids"].to(job.device), attention_mask=mask).last_hidden_state
+    goal = torch.zeros_like(got, dtype=torch.float32)
+    for row, i in enumerate(rows):
+        goal[row, : len(wanted[i])] = wanted[i]
+    return ((got.float() - goal).square() * mask[..., None]).sum() / mask.sum()
+
+
+def fitted(model: nn.Module, losses: Iterator[Tensor], job: Job, after: After) -> float:
     """Train; the seconds it took."""
     groups = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = create_optimizer(model, lr=job.rate) if after.ours else torch.optim.AdamW(groups, lr=job.rate, weight_decay=0.0)
     warm = max(1, round(0.06 * job.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (job.steps - step) / (job.steps - warm)))
-    order = batches(fit, job.size, torch.Generator().manual_seed(job.seed))
     started = time.perf_counter()
     for step in range(job.steps):
-        rows = next(order)
-        given = fit.batch(rows)
-        mask = given["attention_mask"].to(job.device)
-        with torch.autocast(job.device, torch.bfloat16, enabled=job.dtype == "bf16"):
-            got = model(input_ids=given["input_ids"].to(job.device), attention_mask=mask).last_hidden_state
-        goal = torch.zeros_like(got, dtype=torch.float32)
-        for row, i in enumerate(rows):
-            goal[row, : len(wanted[i])] = wanted[i]
-        loss = ((got.float() - goal).square() * mask[..., None]).sum() / mask.sum()
-        (loss + after.extra(model)).backward()
+        (next(losses) + after.extra(model)).backward()
         torch.nn.utils.clip_grad_norm_(groups, 1.0)
         optimizer.step()
         after.step(model, step)
@@ -279,10 +289,16 @@ class Ada(After):
 Built = tuple[Any, After]
 
 
-def ours(make: Callable[[int | None], Any]) -> Callable[[nn.Module, Job, int | None], Built]:
+Losses = Callable[[nn.Module], Iterable[Tensor]]
+"""Those of a model on a few batches."""
+
+Contestant = Callable[[nn.Module, Job, int | None, Losses], Built]
+
+
+def ours(make: Callable[[int | None], Any]) -> Contestant:
     """A contestant of paring's own."""
 
-    def build(model: nn.Module, job: Job, budget: int | None) -> Built:
+    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
         adapted = paring.adapt(model, make(budget), target_modules=TARGETS, seed=job.seed)
         plan(adapted, steps=job.steps)
         return adapted, After()
@@ -290,14 +306,14 @@ def ours(make: Callable[[int | None], Any]) -> Callable[[nn.Module, Job, int | N
     return build
 
 
-def whole(model: nn.Module, job: Job, budget: int | None) -> Built:
+def whole(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
     """LoRA of rank 8, which the spectral cut is until it cuts: not before the training is over."""
     adapted = paring.adapt(model, Spectral(budget=Share(share=1.0)), target_modules=TARGETS, seed=job.seed)
     plan(adapted, steps=job.steps)
     return adapted, Cut()
 
 
-def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
+def adalora(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
     """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
     assert budget is not None
     mean = sum(m.in_features + m.out_features for m in places(model).values())
@@ -315,38 +331,36 @@ def adalora(model: nn.Module, job: Job, budget: int | None) -> Built:
     return get_peft_model(model, config), Ada()
 
 
-def spectral(**settings: Any) -> Callable[[nn.Module, Job, int | None], Built]:
-    """The spectral cut."""
-    return ours(lambda budget: Spectral(budget=Parameters(count=budget or 1), **settings))
+def cut(variant: Variant) -> Contestant:
+    """The spectral cut, as it is or as it was tried."""
+
+    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
+        size = Parameters(count=budget or 1)
+        return varied(model, variant, size, steps=job.steps, seed=job.seed, losses=losses, target_modules=TARGETS), After()
+
+    return build
 
 
-CONTESTANTS: dict[str, Callable[[nn.Module, Job, int | None], Built]] = {
+CONTESTANTS: dict[str, Contestant] = {
     "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
     "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
     "LoRA r 8": whole,
     "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
     "AdaLoRA": adalora,
-    "spectral": spectral(),
-    "spectral, 1 cut": spectral(cuts=1),
-    "spectral, 6 cuts": spectral(cuts=6),
-    "spectral, reset": spectral(moments="reset"),
-    "spectral, until .4": spectral(until=0.4),
-    "spectral, r 4": spectral(rank=4),
-    "spectral, by loss": spectral(score="loss"),
-    "spectral, quick": spectral(quicken=0.5),
-    "spectral, by loss, quick": spectral(score="loss", quicken=0.5),
+    "spectral": cut(Variant()),
     "spectral, knee": ours(lambda _: Spectral()),
     "spectral, r 16, knee": ours(lambda _: Spectral(rank=16)),
-    "spectral, by loss, 1 cut": spectral(score="loss", cuts=1),
-    "spectral, by loss, reset": spectral(score="loss", moments="reset"),
+    **{f"spectral, {name}": cut(variant) for name, variant in VARIANTS.items()},
 }
+
+PEERS = ("LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", "AdaLoRA", "spectral", "spectral, by loss")
 
 
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(PEERS))
     parser.add_argument("--budgets", type=float, nargs="*", default=[1.0], help="shares of the planted size")
     parser.add_argument("--shares", type=float, nargs="*", default=list(SHARES), help="shares of the size of a LoRA of rank 8")
     parser.add_argument("--norm", type=float, default=Planting().size, help="of a planted update, as a share of the weight's")

@@ -179,17 +179,20 @@ CONTESTANTS: dict[str, Run] = {
 }
 
 
+def split(data: Path, task: str, *, held: bool) -> tuple[Examples, Examples, int]:
+    """What is trained on, what is scored, and the classes: a tenth of the training rows is scored where ``held`` says so, else dev."""
+    rows = examples(data, task, "train", TASKS[task].limit)
+    if not held:
+        return rows, examples(data, task, "dev"), rows.classes
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    return rows.take(order[len(order) // 10 :]), rows.take(order[: len(order) // 10]), rows.classes
+
+
 def work(job: Job, data: Path) -> dict[str, Any]:
     """Train and score one run."""
-    task = TASKS[job.task]
-    rows = examples(data, job.task, "train", task.limit)
-    if job.held:
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-        train, held = rows.take(order[len(order) // 10 :]), rows.take(order[: len(order) // 10])
-    else:
-        train, held = rows, examples(data, job.task, "dev")
+    train, held, classes = split(data, job.task, held=job.held)
     torch.manual_seed(job.seed)
-    base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=rows.classes).to(job.device)
+    base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes).to(job.device)
 
     def trained(model: PeftModel, **more: Any) -> float:
         return _fit(model, train, job, **more)

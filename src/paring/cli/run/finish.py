@@ -15,6 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 import paring
+from paring.cli.data.files import data_files
 from paring.cli.data.metrics import FIRST
 from paring.cli.data.task import Task
 from paring.cli.run.base import DTYPES
@@ -175,12 +176,5 @@ def finish(
 
 def digests(options: DataOptions) -> dict[str, str]:
     """SHA-256 of the data files that were read, so that a repetition can tell whether they are the same."""
-    found: dict[str, str] = {}
-    for name in (options.dataset_name, options.eval_dataset_name):
-        path = Path(name) if name is not None else None
-        if path is None:
-            continue
-        for file in [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []:
-            if file.is_file():
-                found[str(file)] = digest(file)
-    return found
+    places = [Path(name) for name in (options.dataset_name, options.eval_dataset_name) if name is not None]
+    return {str(file): digest(file) for place in places for file in data_files(place)}

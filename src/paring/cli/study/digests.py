@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from paring.cli.data.files import data_files
 from paring.cli.data.read import check_there
 from paring.cli.run.base import WEIGHTS
 from paring.cli.run.options import DataOptions
@@ -66,19 +67,12 @@ def _content(name: str) -> Any:
     if path.is_file():
         return digest(path)
     if path.is_dir():
-        found = {
-            file.relative_to(path).as_posix(): digest(file) for file in sorted(path.rglob("*")) if _is_data(file.relative_to(path), file)
-        }
+        found = {file.relative_to(path).as_posix(): digest(file) for file in data_files(path)}
         if not found:
             raise DataError(f"The folder {name!r} holds no data.")
         return found
     check_there(name)
     return name
-
-
-def _is_data(inside: Path, file: Path) -> bool:
-    """Whether a file of a folder is data: not what git or a download keeps in hidden folders, nor what ``datasets`` has computed there."""
-    return file.is_file() and not any(part.startswith(".") for part in inside.parts[:-1]) and not inside.match("cache-*.arrow")
 
 
 @cache

@@ -8,67 +8,30 @@ the updates, so an error of zero on texts that it has not seen, and their ranks.
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from environment import RESULTS, environment, finished, save
-from peft import AdaLoraConfig, get_peft_model
+from planted_contestants import CONTESTANTS, FIXED, PEERS, SHARES, After, Job
 from runs import logged, measured
+from scipy.stats import ttest_1samp
 from tasks import Examples, batches, encoder, examples
 from torch import Tensor, nn
 from transformers import AutoModel
-from variants import VARIANTS, Variant, varied
 
-import paring
 from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
-from paring.lead.cutter import Cutter
-from paring.methods.lora import LoRA
-from paring.methods.sora import SoRA
-from paring.methods.spectral import Spectral
-from paring.parts.allocate.budget import Parameters, Share
-from paring.train import create_optimizer, plan
+from paring.train import create_optimizer
 
-SHARES = (0.5, 0.25, 0.125, 0.0625)
-"""Sizes beside the planted one, as shares of a LoRA of rank 8."""
-
-TARGETS = r".*encoder\.layer\..*\.(query|key|value|dense)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One run.
-
-    Attributes:
-        contestant: a name of :data:`CONTESTANTS`.
-        budget: parameters, as a share of the planted ones; ``None`` for those that have none.
-        share: the same, as a share of those that a LoRA of rank 8 has.
-        norm: Frobenius norm of a planted update, as a share of the weight's.
-        pattern: seed of the planted updates.
-        seed: of the adapter's start and the order of the texts.
-        rate, steps, size: main learning rate, optimizer steps, texts a step.
-        device, dtype: where, and ``bf16`` for autocast.
-    """
-
-    contestant: str
-    budget: float | None
-    share: float | None = None
-    norm: float = Planting().size
-    pattern: int
-    seed: int
-    rate: float = 3e-3
-    steps: int = 600
-    size: int
-    device: str
-    dtype: str
+TUNING = 1000
+"""The pattern that rates are chosen on, and nothing else is scored on."""
 
 
 @torch.inference_mode()
@@ -217,147 +180,53 @@ def fitted(model: nn.Module, losses: Iterator[Tensor], job: Job, after: After) -
     return time.perf_counter() - started
 
 
-class After:
-    """What belongs to a contestant beside its model."""
+def paired(found: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
+    """The cut at each size beside the peers that are not smaller: ratios of errors, by pattern, over seeds.
 
-    ours = True
-
-    def step(self, model: Any, step: int) -> None:
-        """Called after each optimizer step."""
-
-    def extra(self, model: Any) -> Tensor | float:
-        """Added to the loss."""
-        return 0.0
-
-    def adapter(self, model: Any) -> Adapter:
-        """What is left at the end."""
-        return paring.snapshot(model)
-
-    def cuts(self, model: Any, planted: int, start: int) -> Iterable[tuple[dict[str, float | None], tuple[nn.Module, Adapter]]]:
-        """What else is made of it at the end, and where that stands."""
-        return ()
-
-
-class Cut(After):
-    """Cut at the end, to the planted size and to shares of a LoRA of rank 8."""
-
-    def cuts(self, model: Any, planted: int, start: int) -> Iterator[tuple[dict[str, float | None], tuple[nn.Module, Adapter]]]:
-        """Each of the whole adapter."""
-        for budget, share in ((1.0, None), *((None, share) for share in SHARES)):
-            one = copy.deepcopy(model)
-            cutter = plan(one, steps=1)["default"]
-            assert isinstance(cutter, Cutter)
-            cutter.cut(planted if share is None else round(share * start))
-            yield {"budget": budget, "share": share}, (one, paring.snapshot(one))
-
-
-class Ada(After):
-    """PEFT's AdaLoRA, with the calls that it needs, at LoRA's scale."""
-
-    ours = False
-
-    def step(self, model: Any, step: int) -> None:
-        """Update scores and masks."""
-        model.base_model.update_and_allocate(step + 1)
-
-    def extra(self, model: Any) -> Tensor:
-        """Its orthogonality term, which PEFT adds to a loss of the model's own."""
-        terms = [
-            torch.norm(
-                p @ p.T - torch.eye(p.shape[0], device=p.device) if "lora_A" in name else p.T @ p - torch.eye(p.shape[1], device=p.device)
+    A ratio is the geometric mean over seeds and patterns; its interval of 95% is Student's t over the patterns' logarithms, since the seeds
+    of one pattern are no patterns of their own.
+    """
+    groups: dict[tuple[str, float | None, float | None], dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in cut_short(found):
+        job = row["job"]
+        groups.setdefault((job["contestant"], job["budget"], job["share"]), {})[job["pattern"], job["seed"]] = row
+    mean = {key: statistics.fmean(row["error"] for row in rows.values()) for key, rows in groups.items()}
+    size = {key: statistics.fmean(row["parameters"] for row in rows.values()) for key, rows in groups.items()}
+    made = []
+    for key in (key for key in groups if key[0] == ours):
+        peers = [other for other in groups if not other[0].startswith("spectral") and size[other] >= 0.98 * size[key]]
+        for said, most in (("any", math.inf), ("at most twice as large", 2.0)):
+            near = [other for other in peers if size[other] <= most * size[key]]
+            if not near:
+                continue
+            best = min(near, key=lambda other: mean[other])
+            logs: dict[int, list[float]] = {}
+            for place in groups[key].keys() & groups[best].keys():
+                logs.setdefault(place[0], []).append(math.log(groups[key][place]["error"] / groups[best][place]["error"]))
+            by_pattern = [statistics.fmean(values) for _, values in sorted(logs.items())]
+            interval = ttest_1samp(by_pattern, 0.0).confidence_interval(0.95)
+            made.append(
+                {
+                    "ours": ours,
+                    "budget": key[1],
+                    "share": key[2],
+                    "among": said,
+                    "peer": best[0],
+                    "peer_budget": best[1],
+                    "peer_share": best[2],
+                    "times_as_large": size[best] / size[key],
+                    "ratio": math.exp(statistics.fmean(by_pattern)),
+                    "low": math.exp(interval.low),
+                    "high": math.exp(interval.high),
+                    "patterns": len(by_pattern),
+                    "runs": sum(map(len, logs.values())),
+                }
             )
-            for name, p in model.named_parameters()
-            if "lora_A" in name or "lora_B" in name
-        ]
-        result: Tensor = 0.5 * torch.stack(terms).mean()
-        return result
-
-    def adapter(self, model: Any) -> Adapter:
-        """The triplets whose singular value is not zero."""
-        modules = {}
-        for name, module in model.named_modules():
-            if hasattr(module, "lora_E"):
-                path = name.removeprefix("base_model.model.")
-                modules[path] = paring.core.factors.Factors(
-                    a=module.lora_A["default"].detach().cpu(),
-                    b=module.lora_B["default"].detach().cpu(),
-                    gate=module.lora_E["default"].detach().flatten().cpu(),
-                )
-        return Adapter(modules=modules)
-
-
-Built = tuple[Any, After]
-
-
-Losses = Callable[[nn.Module], Iterable[Tensor]]
-"""Those of a model on a few batches."""
-
-Contestant = Callable[[nn.Module, Job, int | None, Losses], Built]
-
-
-def ours(make: Callable[[int | None], Any]) -> Contestant:
-    """A contestant of paring's own."""
-
-    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
-        adapted = paring.adapt(model, make(budget), target_modules=TARGETS, seed=job.seed)
-        plan(adapted, steps=job.steps)
-        return adapted, After()
-
-    return build
-
-
-def whole(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
-    """LoRA of rank 8, which the spectral cut is until it cuts: not before the training is over."""
-    adapted = paring.adapt(model, Spectral(budget=Share(share=1.0)), target_modules=TARGETS, seed=job.seed)
-    plan(adapted, steps=job.steps)
-    return adapted, Cut()
-
-
-def adalora(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
-    """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
-    assert budget is not None
-    mean = sum(m.in_features + m.out_features for m in places(model).values())
-    torch.manual_seed(job.seed)
-    config = AdaLoraConfig(
-        init_r=8,
-        target_r=max(1, round(budget / mean)),
-        lora_alpha=16,
-        total_step=job.steps,
-        tinit=job.steps // 10,
-        tfinal=job.steps * 4 // 10,
-        deltaT=10,
-        target_modules=TARGETS,
-    )
-    return get_peft_model(model, config), Ada()
-
-
-def cut(variant: Variant) -> Contestant:
-    """The spectral cut, as it is or as it was tried."""
-
-    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
-        size = Parameters(count=budget or 1)
-        return varied(model, variant, size, steps=job.steps, seed=job.seed, losses=losses, target_modules=TARGETS), After()
-
-    return build
-
-
-CONTESTANTS: dict[str, Contestant] = {
-    "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
-    "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
-    "LoRA r 8": whole,
-    "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
-    "AdaLoRA": adalora,
-    "spectral": cut(Variant()),
-    "spectral, knee": ours(lambda _: Spectral()),
-    "spectral, r 16, knee": ours(lambda _: Spectral(rank=16)),
-    **{f"spectral, {name}": cut(variant) for name, variant in VARIANTS.items()},
-}
-
-PEERS = ("LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", "AdaLoRA", "spectral", "spectral, by loss")
+    return made
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Choose rates, run what is asked for, and compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(PEERS))
@@ -366,7 +235,7 @@ def main() -> None:
     parser.add_argument("--norm", type=float, default=Planting().size, help="of a planted update, as a share of the weight's")
     parser.add_argument("--patterns", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of several, each contestant's best on a pattern of its own")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--size", type=int, default=32, help="texts a step")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16", help="bf16: autocast")
@@ -376,46 +245,67 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="by default beside the results")
     given = parser.parse_args()
     log = given.log or RESULTS / f"{given.name}.jsonl"
-    fixed = {"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))}
     place = {"size": given.size, "device": given.device, "dtype": given.dtype, "norm": given.norm, "steps": given.steps}
     sizes = [*((budget, None) for budget in given.budgets), *((None, share) for share in given.shares)]
+
+    def run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        rows = {json.dumps(row["job"], sort_keys=True): row for row in finished(log)}
+        names = {job: json.dumps(vars(job), sort_keys=True) for job in jobs}
+        for job, row in logged(work, [job for job in jobs if names[job] not in rows], given.data, workers=given.workers, log=log):
+            rows[names[job]] = row
+            print(
+                f"{job.contestant:26} budget {job.budget} share {job.share} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
+                f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
+                f"of {row['planted_ranks']} {row['seconds']:.0f} s",
+                flush=True,
+            )
+        return [rows[names[job]] for job in jobs]
+
+    rates = dict.fromkeys(given.contestants, given.rates[0])
+    tuned: list[dict[str, Any]] = []
+    if len(given.rates) > 1:
+        tried = [
+            Job(contestant=name, budget=budget, share=share, pattern=TUNING, seed=0, rate=rate, **place)
+            for rate, name in itertools.product(given.rates, given.contestants)
+            for budget, share in [(None, None) if name in FIXED else sizes[0]]
+        ]
+        tuned = [{"contestant": row["job"]["contestant"], "rate": row["job"]["rate"], "error": row["error"]} for row in run(tried)]
+        rates = {name: least(tuned, name) for name in given.contestants}
     jobs = [
-        Job(contestant=name, budget=budget, share=share, pattern=pattern, seed=seed, rate=rate, **place)
-        for seed, pattern, rate, name in itertools.product(range(given.seeds), range(given.patterns), given.rates, given.contestants)
-        for budget, share in ([(None, None)] if name in fixed else sizes)
+        Job(contestant=name, budget=budget, share=share, pattern=pattern, seed=seed, rate=rates[name], **place)
+        for seed, pattern, name in itertools.product(range(given.seeds), range(given.patterns), given.contestants)
+        for budget, share in ([(None, None)] if name in FIXED else sizes)
         # AdaLoRA is asked for a mean rank, and has none below one.
         if name != "AdaLoRA" or share is None or 8 * share >= 1
     ]
-    done = {json.dumps(row["job"], sort_keys=True) for row in finished(log)}
-    waiting = [job for job in jobs if json.dumps(vars(job), sort_keys=True) not in done]
-    for job, row in logged(work, waiting, given.data, workers=given.workers, log=log):
-        print(
-            f"{job.contestant:26} budget {job.budget} share {job.share} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
-            f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
-            f"of {row['planted_ranks']} {row['seconds']:.0f} s",
-            flush=True,
-        )
-    found = finished(log)
+    found = run(jobs)
+    pairs = [row for ours in ("spectral", "spectral, by loss") if ours in rates for row in paired(found, ours)]
     for row in summary(found):
-        budget = "" if row["budget"] is None else f"budget {row['budget']:g}"
-        budget = budget if row["share"] is None else f"share {row['share']:g}"
         print(
-            f"{row['contestant']:26} {budget:12} rate {row['rate']:.0e}  error {row['error']:.4f} "
+            f"{row['contestant']:26} {_size(row['budget'], row['share']):14} rate {row['rate']:.0e}  error {row['error']:.4f} "
             f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
             f"rank error {row['rank_error']:.0%}  {row['runs']} runs"
         )
-    save(
-        given.name,
-        {
-            "rows": summary(found),
-            "planted": Planting().ranks,
-            "norm": given.norm,
-            "steps": given.steps,
-            "size": given.size,
-            "dtype": given.dtype,
-        },
-        measured(found),
-    )
+    for row in pairs:
+        peer = f"{row['peer']} {_size(row['peer_budget'], row['peer_share'])}, {row['times_as_large']:.2f} times as large"
+        print(
+            f"{row['ours']:18} {_size(row['budget'], row['share']):14} {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of the "
+            f"error of {peer} ({row['among']})"
+        )
+    about = {"norm": given.norm, "steps": given.steps, "size": given.size, "dtype": given.dtype, "rates": given.rates}
+    save(given.name, {"rows": summary(found), "pairs": pairs, "tuned": tuned, "planted": Planting().ranks, **about}, measured(found))
+
+
+def least(tuned: list[dict[str, Any]], contestant: str) -> float:
+    """The rate with the least error; one that diverged has none."""
+    own = [row for row in tuned if row["contestant"] == contestant]
+    return float(min(own, key=lambda row: (math.isnan(row["error"]), row["error"]))["rate"])
+
+
+def _size(budget: float | None, share: float | None) -> str:
+    if share is not None:
+        return f"share 1/{round(1 / share)}"
+    return "" if budget is None else f"budget {budget:g}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -164,3 +165,31 @@ def test_what_was_tried_is_paired_with_the_cut_as_it_is() -> None:
     assert plain["differences"] == [0.0, 0.0]
     assert soft["differences"] == [pytest.approx(10.0), pytest.approx(-10.0)]
     assert soft["difference"] == pytest.approx(0.0)
+
+
+def _planted(contestant: str, share: float | None, pattern: int, seed: int, error: float, parameters: int) -> dict[str, Any]:
+    job = {"contestant": contestant, "budget": None, "share": share, "pattern": pattern, "seed": seed, "rate": 3e-3}
+    return {"job": job, "error": error, "parameters": parameters}
+
+
+def test_a_planted_size_is_held_against_the_best_peer_that_is_not_smaller() -> None:
+    from planted import least, paired
+
+    found = []
+    for pattern, seed in itertools.product(range(3), range(2)):
+        factor = 2.0**pattern * 1.5**seed
+        found += [
+            _planted("spectral", 0.25, pattern, seed, 0.2 * factor * 1.1**pattern, 100),
+            _planted("AdaLoRA", 0.25, pattern, seed, 0.4 * factor, 120),
+            _planted("LoRA r 1", None, pattern, seed, 0.01, 90),
+            {**_planted("LoRA r 8", None, pattern, seed, 0.1 * factor, 800), "cuts": []},
+        ]
+    every, near = paired(found, "spectral")
+    assert (every["peer"], every["times_as_large"], every["patterns"], every["runs"]) == ("LoRA r 8", 8.0, 3, 6)
+    assert (near["peer"], near["times_as_large"]) == ("AdaLoRA", 1.2)
+    assert every["ratio"] == pytest.approx(2.2)
+    assert near["ratio"] == pytest.approx(0.55)
+    # Student's t of 1.1 to the powers of 0, 1 and 2: a standard deviation of log(1.1), and 4.303 for two degrees of freedom.
+    assert near["high"] / near["ratio"] == pytest.approx(1.1 ** (4.303 / 3**0.5), rel=1e-3)
+    tuned = [{"contestant": "SoRA", "rate": rate, "error": error} for rate, error in ((1e-3, 0.3), (3e-3, 0.2), (1e-2, float("nan")))]
+    assert least(tuned, "SoRA") == 3e-3

@@ -162,13 +162,13 @@ def attach(result: Mapping[str, Any]) -> str:
 
 
 def planted(result: Mapping[str, Any]) -> str:
-    """A row for each contestant, budget and rate."""
+    """A row for each contestant, budget and rate; then the cut beside its peers, where there are any."""
     several = len({row["rate"] for row in result["rows"]}) > 1
-    return rows(
+    made = rows(
         ("budget", "contestant", *(["rate"] if several else []), "of the planted size", "error", "from", "to", "rank error", "runs"),
         (
             (
-                "none" if row["budget"] is None else f"{row['budget']:g}",
+                _size(row["budget"], row.get("share")) or "none",
                 row["contestant"],
                 *([f"{row['rate']:g}"] if several else []),
                 f"{row['size']:.2f}",
@@ -177,6 +177,46 @@ def planted(result: Mapping[str, Any]) -> str:
                 f"{row['error_high']:.4f}",
                 f"{row['rank_error']:.0%}",
                 str(row["runs"]),
+            )
+            for row in result["rows"]
+        ),
+    )
+    if not result.get("pairs"):
+        return made
+    body = (
+        (
+            row["ours"],
+            _size(row["budget"], row["share"]),
+            " ".join(filter(None, (row["peer"], _size(row["peer_budget"], row["peer_share"])))),
+            row["among"],
+            f"{row['times_as_large']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"[{row['low']:.2f}, {row['high']:.2f}]",
+        )
+        for row in result["pairs"]
+    )
+    head = ("the cut", "budget", "the best peer that is not smaller", "of those", "size / size", "error / error", "interval of 95%")
+    return f"{made}\n\n{rows(head, body)}"
+
+
+def _size(budget: float | None, share: float | None) -> str:
+    if share is not None:
+        return f"1/{round(1 / share)} of LoRA r 8"
+    return "" if budget is None else f"{budget:g}"
+
+
+def tried(result: Mapping[str, Any]) -> str:
+    """A row for each task, size and variant."""
+    return rows(
+        ("task", "size, of LoRA r 8", "variant", "accuracy on the tenth", "difference, points [least, most]", "seconds"),
+        (
+            (
+                row["task"],
+                f"1/{round(1 / row['share'])}",
+                row["variant"],
+                f"{100 * row['mean']:.2f}",
+                f"{row['difference']:+.2f} [{min(row['differences']):+.2f}, {max(row['differences']):+.2f}]",
+                f"{row['seconds']:.0f}",
             )
             for row in result["rows"]
         ),

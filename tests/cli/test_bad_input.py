@@ -332,6 +332,7 @@ def test_an_encoder_cannot_continue_text(flags: dict[str, object], tmp_path: Pat
         ({"save_total_limit": 0}, "--save_total_limit 0: give at least 1"),
         ({"learning_rate": -1}, "--learning_rate -1.0: give a finite number of at least 0"),
         ({"learning_rate": ".nan"}, "--learning_rate nan: give a finite number"),
+        ({"head_learning_rate": 0}, "--head_learning_rate 0.0: give a finite number above 0"),
         ({"warmup_steps": -3}, "--warmup_steps -3.0: give a finite number of at least 0"),
         ({"weight_decay": -1}, "--weight_decay -1.0: give a finite number of at least 0"),
         ({"max_grad_norm": -1}, "--max_grad_norm -1.0: give a finite number of at least 0"),

@@ -95,6 +95,16 @@ def test_it_may_be_short(tmp_path: Path) -> None:
     assert (study.name, study.seeds, study.runs) == ("study", (0, 1, 2), 3)
 
 
+def test_a_rate_for_heads_where_there_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+    planted = SHORT.replace("dataset_name: x", "dataset_name: x, planted: {pattern: 0}").replace("metric: loss", "metric: rank_error")
+    with pytest.raises(SettingError, match=r"line 3: planted ranks \('a'\) are learned without a head"):
+        built(planted.replace("1e-3}", "1e-3, head_learning_rate: 1e-2}"), tmp_path, {})
+    with pytest.raises(SettingError, match=r"line 1: planted ranks"):
+        built(f"settings: {{head_learning_rate: 1e-2}}\n{planted}", tmp_path, {})
+    with pytest.raises(SettingError, match="lisa trains the model's own weights, all at --learning_rate"):
+        built(SHORT.replace("method: lora", "method: lisa, head_learning_rate: 1e-2"), tmp_path, {})
+
+
 def line_of(part: str) -> int:
     return next(number for number, line in enumerate(GOOD.splitlines(), 1) if part in line)
 
@@ -147,6 +157,7 @@ def line_of(part: str) -> int:
         ("  notes: {dataset", "  notes: {learning_rate: 0.5, dataset", "learning_rate is given here, and searched over in line 28"),
         ("    rank: $rank", "    metric: f1", "it belongs to a task"),
         ("    rank: $rank", "    planted: {pattern: 0}", "it belongs to a task"),
+        ("  max_steps: 4", "  head_learning_rate: 0", "--head_learning_rate 0.0: give a finite number above 0"),
         ("    rank: $rank", "    max_steps: 9", "it is the same for all contestants; set it under `settings`"),
         ("    rank: $rank", "    dtype: float16", "it is the same for all contestants"),
         ("    rank: $rank", "    training_arguments: {max_steps: 9}", "it is the same for all contestants"),

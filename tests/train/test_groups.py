@@ -8,6 +8,7 @@ from typing import Any
 import prodigyopt
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.optim import SGD, AdamW, Optimizer
 from transformers import Trainer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
@@ -16,7 +17,8 @@ from paring.attach.find import slots
 from paring.core.errors import SettingError, StepError, TargetError
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
-from paring.train import ParingTrainer, create_optimizer, parameter_groups, separate
+from paring.train import ParingTrainer, create_optimizer, parameter_groups, separate, separate_heads
+from paring.train.trainer import HeadTrainer
 from tests.releases import needs_muon
 
 Make = Callable[..., Any]
@@ -188,6 +190,78 @@ def test_arguments_reach_the_optimizer(adapted: Make) -> None:
     optimizer = create_optimizer(adapted(), SGD, lr=1e-2, momentum=0.5)
     assert isinstance(optimizer, SGD)
     assert all(group["momentum"] == 0.5 for group in optimizer.param_groups)
+
+
+# -- heads at a rate of their own --------------------------------------------------------------------------------------------
+
+HEADS = {f"base_model.model.{name}" for name in ("out.modules_to_save.default.weight", "norm.modules_to_save.default.weight")}
+
+
+def heads_of(model: PeftModel) -> set[str]:
+    return {name for name, _ in model.named_parameters() if ".modules_to_save." in name}
+
+
+def test_heads_have_a_rate_of_their_own_if_they_are_given_one(adapted: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=7.0))
+    assert heads_of(model) >= HEADS
+    groups = parameter_groups(model, lr=0.5, weight_decay=0.1, head_lr=2.0)
+    assert [group["name"] for group in groups] == ["decay", "gates", "heads", "heads"]
+    heads = [group for group in groups if group["role"] == "head"]
+    assert set.union(*(names_in(model, group) for group in heads)) == heads_of(model)
+    assert [group["lr"] for group in groups] == [0.5, 7.0, 2.0, 2.0]
+    assert sorted(group["weight_decay"] for group in heads) == [0.0, 0.1]
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(listed) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_a_step_moves_heads_by_their_rate_and_factors_by_theirs(adapted: Make) -> None:
+    model = adapted(LoRA(rank=4))
+    optimizer = create_optimizer(model, lr=1e-3, head_lr=1e-1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    # The first step of Adam is the rate itself.
+    for name, old in before.items():
+        moved = (old - model.get_parameter(name).detach()).mean()
+        assert float(moved) == pytest.approx(1e-1 if name in heads_of(model) else 1e-3, rel=1e-3), name
+
+
+def test_trainer_gives_heads_their_rate_and_one_schedule_scales_both(adapted: Make, arguments: Make) -> None:
+    model = adapted(SoRA(rank=4, gate_rate=7.0))
+    trainer = ParingTrainer(model=model, args=arguments(learning_rate=0.5, weight_decay=0.1), head_learning_rate=2.0)
+    trainer.create_optimizer_and_scheduler(4)
+    found = {name: group for group in trainer.optimizer.param_groups for name in names_in(model, group)}
+    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name, group in found.items() if group["initial_lr"] == 2.0} == heads_of(model)
+    assert {found[name]["weight_decay"] for name in heads_of(model)} == {0.0, 0.1}
+    trainer.optimizer.step()
+    trainer.lr_scheduler.step()
+    assert {group["lr"] / group["initial_lr"] for group in found.values()} == {0.75}
+
+
+def test_heads_beside_an_adapter_of_pefts_own(arguments: Make) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    model = get_peft_model(net, LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
+    optimizer = HeadTrainer(model=model, args=arguments(learning_rate=0.5), head_learning_rate=2.0).create_optimizer()
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in names_in(model, group)}
+    assert {name for name, rate in rates.items() if rate == 2.0} == heads_of(model)
+    assert len(rates) == 4
+
+
+def test_a_rate_for_heads_that_are_not_there_or_no_rate_is_refused(adapted: Make, arguments: Make) -> None:
+    bare = adapted(LoRA(rank=4), modules_to_save=None)
+    for make in (create_optimizer, parameter_groups):
+        with pytest.raises(TargetError, match="no module is trained fully beside an adapter. Leave the rate out"):
+            make(bare, lr=1e-3, head_lr=1e-2)
+        for rate in (0.0, -1.0, float("nan")):
+            with pytest.raises(SettingError, match="head_lr"):
+                make(adapted(), lr=1e-3, head_lr=rate)
+    with pytest.raises(TargetError, match="no module is trained fully"):
+        ParingTrainer(model=bare, args=arguments(), head_learning_rate=1e-2).create_optimizer()
+    mine = SGD([parameter for parameter in bare.parameters() if parameter.requires_grad], lr=0.5)
+    with pytest.raises(TargetError, match="no module is trained fully"):
+        separate_heads(mine, bare, lr=1e-2)
 
 
 # -- gates taken out of an optimizer that someone else has built -------------------------------------------------------------

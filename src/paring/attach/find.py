@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel, TaskType
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -98,6 +100,18 @@ def heads(model: nn.Module, adapter: str = "default") -> dict[str, Tensor]:
             for key, value in module.modules_to_save[adapter].state_dict().items():
                 found[f"{path}.{key}"] = whole(value).clone()
     return found
+
+
+def head_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Each parameter of the modules that are trained fully beside an adapter (``modules_to_save``), with the adapter's name.
+
+    Adapters of PEFT's own have them too.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for name, head in module.modules_to_save.items():
+                for parameter in head.parameters():
+                    yield name, parameter
 
 
 def has_adapter(model: nn.Module) -> bool:

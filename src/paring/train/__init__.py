@@ -16,7 +16,7 @@ from paring.train.lisa import LISA
 if TYPE_CHECKING:
     from paring.train.callback import ParingCallback
     from paring.train.down import Descent, Halve, Rise
-    from paring.train.groups import create_optimizer, parameter_groups, separate
+    from paring.train.groups import create_optimizer, parameter_groups, separate, separate_heads
     from paring.train.guards import recast
     from paring.train.layers import LayerSampler, LISACallback
     from paring.train.planning import plan
@@ -48,6 +48,7 @@ __all__ = [
     "recast",
     "run_stages",
     "separate",
+    "separate_heads",
     "set_penalty",
     "sparsify",
 ]
@@ -73,6 +74,7 @@ _HOMES = {
     "recast": "paring.train.guards",
     "run_stages": "paring.train.stages",
     "separate": "paring.train.groups",
+    "separate_heads": "paring.train.groups",
     "set_penalty": "paring.train.stages",
     "sparsify": "paring.train.stages",
 }

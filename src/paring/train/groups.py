@@ -1,4 +1,4 @@
-"""Parameter groups: factors and heads as Trainer groups them, gates in a group of their own at their own rate."""
+"""Parameter groups: factors and heads as Trainer groups them, gates and, if asked for, heads in groups of their own at their own rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
-from paring.attach.find import adapters, method_of
+from paring.attach.find import adapters, head_parameters, method_of
 from paring.core.coding import number
 from paring.core.errors import StepError, TargetError, near
 from paring.method import Rate
@@ -48,6 +48,19 @@ def _rates(model: nn.Module) -> dict[int, tuple[str, Role, Rate]]:
     return known
 
 
+def _heads(model: nn.Module, lr: float) -> dict[int, tuple[str, Role, Rate]]:
+    """The same of every parameter of a head that is trained."""
+    number("head_lr", lr, low=0.0, open_low=True)
+    rate = Rate(fixed=float(lr))
+    found = {id(parameter): (name, Role.HEAD, rate) for name, parameter in head_parameters(model) if parameter.requires_grad}
+    if not found:
+        raise TargetError(
+            f"A learning rate of {lr:g} is given for heads, and no module is trained fully beside an adapter. Leave the rate out, or "
+            "attach the adapter with a task_type that has a head, or with modules_to_save."
+        )
+    return found
+
+
 def _decaying(model: nn.Module, no_decay: Sequence[str]) -> Iterator[tuple[nn.Parameter, bool]]:
     """Every trainable parameter once, and whether it takes weight decay by Trainer's rule."""
     patterns = [re.compile(pattern) for pattern in no_decay]
@@ -65,6 +78,7 @@ def parameter_groups(
     adapter: str | None = None,
     no_decay: Sequence[str] = NO_DECAY,
     betas: Sequence[float] = (0.9, 0.999),
+    head_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """Every trainable parameter in a group that steps it as its method asks.
 
@@ -78,22 +92,24 @@ def parameter_groups(
         adapter: leave out the parameters of the other adapters; ``None`` takes all that are trainable.
         no_decay: regular expressions, searched in the lower-cased name, of what takes no weight decay.
         betas: the optimizer's own betas, of which a method may change the first two for its gates.
+        head_lr: the learning rate of what is trained fully beside the adapter (``modules_to_save``), a task's new head above all; ``None``
+            takes the main one.
 
     Returns:
-        Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads too, "up" for the factors B of a method
-        that steps them at a rate of their own, or "gate"), a ``name``: "decay", "no_decay", "up", "gates", and ``betas`` where the method
-        asks for them. Empty groups are left out.
+        Group dictionaries with ``params``, ``lr``, ``weight_decay``, ``role`` ("factor", for heads at the main rate too, "up" for the
+        factors B of a method that steps them at a rate of their own, "gate", or "head"), a ``name``: "decay", "no_decay", "up", "gates",
+        "heads", and ``betas`` where the method asks for them. Empty groups are left out.
 
     Raises:
         SettingError: a rate or a decay that is no finite number of at least 0.
-        TargetError: the model has no paring adapter, none of that name, or nothing to train.
+        TargetError: the model has no paring adapter, none of that name, or nothing to train; or a rate is given for heads, and it has none.
     """
     number("lr", float(lr) if isinstance(lr, Tensor) else lr, low=0.0)
     number("weight_decay", weight_decay, low=0.0)
     names = adapters(model)
     if adapter is not None and adapter not in names:
         raise TargetError(f"There is no adapter {adapter!r} on this model, only {', '.join(map(repr, names))}.{near(adapter, names)}")
-    known = _rates(model)
+    known = _rates(model) | ({} if head_lr is None else _heads(model, head_lr))
     found: dict[tuple[str, Role, Rate, float], list[nn.Parameter]] = {}
     for parameter, decays in _decaying(model, no_decay):
         owner, role, rate = known.get(id(parameter), (adapter, Role.FACTOR, _PLAIN))
@@ -126,6 +142,7 @@ def create_optimizer(
     lr: float | Tensor,
     weight_decay: float = 0.0,
     adapter: str | None = None,
+    head_lr: float | None = None,
     **kwargs: Any,
 ) -> Optimizer:
     """An optimizer over :func:`parameter_groups`.
@@ -138,6 +155,7 @@ def create_optimizer(
         lr: the main learning rate.
         weight_decay: of factors and heads.
         adapter: leave out the parameters of the other adapters.
+        head_lr: the learning rate of a task's head, and of all else that is trained fully beside the adapter; ``None`` takes the main one.
         kwargs: passed on to the optimizer. Where none of them chooses an implementation, torch's fused one is taken if there is one for
             these parameters, as Trainer does: an adapter is many small tensors, and a loop over them costs more than their arithmetic.
 
@@ -147,7 +165,8 @@ def create_optimizer(
         TargetError: as :func:`parameter_groups`.
     """
     betas = kwargs.get("betas", _default(optimizer_class, "betas"))
-    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter, **({} if betas is None else {"betas": betas}))
+    more = {} if betas is None else {"betas": betas}
+    groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, adapter=adapter, head_lr=head_lr, **more)
     build: Callable[..., Optimizer] = optimizer_class
     if _can_fuse(optimizer_class, kwargs, groups):
         kwargs["fused"] = True
@@ -171,13 +190,35 @@ def separate(optimizer: Optimizer, model: nn.Module) -> None:
     Everything else about the groups stays as it was, so whatever built them (Trainer's layer-wise, 8-bit or low-rank optimizers)
     keeps its say. To be called before the first step and before a scheduler is built.
     """
+    known = _rates(model)
+    _move(optimizer, {key: value for key, value in known.items() if value[2] != _PLAIN or value[1] is Role.GATE})
+
+
+def separate_heads(optimizer: Optimizer, model: nn.Module, *, lr: float) -> None:
+    """Move what is trained fully beside the adapter into groups of its own with this learning rate; for PEFT's own adapters too.
+
+    A new head starts from nothing, and a rate that the factors of a pre-trained model can bear may be far too small for it. Everything else
+    about the groups stays as it was. To be called before the first step and before a scheduler is built.
+
+    Args:
+        optimizer: fresh.
+        model: with an adapter.
+        lr: the heads' learning rate.
+
+    Raises:
+        SettingError: no finite number above 0.
+        TargetError: nothing is trained fully beside an adapter.
+    """
+    _move(optimizer, _heads(model, lr))
+
+
+def _move(optimizer: Optimizer, special: Mapping[int, tuple[str, Role, Rate]]) -> None:
+    """Give these parameters, by their id, groups of their own."""
     if isinstance(optimizer, LayerWiseDummyOptimizer):
         # Trainer's layer-wise optimizers: one real optimizer for each parameter, stepped as its gradient arrives.
         for own in optimizer.optimizer_dict.values():
-            separate(own, model)
+            _move(own, special)
         return
-    known = _rates(model)
-    special = {key: value for key, value in known.items() if value[2] != _PLAIN or value[1] is Role.GATE}
     for group in list(optimizer.param_groups):
         group.setdefault("role", Role.FACTOR.value)
         moved: dict[tuple[Role, Rate], list[nn.Parameter]] = {}

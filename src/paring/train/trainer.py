@@ -1,4 +1,4 @@
-"""``transformers.Trainer`` with the gates in a parameter group of their own, and with the callback."""
+"""``transformers.Trainer`` with gates and heads in parameter groups of their own, and with the callback."""
 
 from __future__ import annotations
 
@@ -8,20 +8,49 @@ from torch import nn
 from torch.optim import Optimizer
 
 from paring.train.callback import ParingCallback
-from paring.train.groups import separate
+from paring.train.groups import separate, separate_heads
 from paring.train.guards import recast, refuse_wrappers
 from paring.train.saving import AtomicCheckpoints
 
 
-class ParingTrainerMixin(AtomicCheckpoints):
+class HeadTrainer(AtomicCheckpoints):
+    """A trainer whose heads may have a learning rate of their own, for adapters of PEFT's own as well.
+
+    Args:
+        head_learning_rate: of what is trained fully beside the adapter (``modules_to_save``), a task's new head above all; ``None`` takes
+            the main one. The schedule is the same for both. An optimizer that the caller passes is left as it is.
+        args, kwargs: of the trainer.
+
+    Raises:
+        SettingError: the rate is no finite number above 0.
+        TargetError: nothing is trained fully beside an adapter.
+    """
+
+    def __init__(self, *args: Any, head_learning_rate: float | None = None, **kwargs: Any) -> None:
+        self.head_learning_rate = head_learning_rate
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """The optimizer of the training arguments, with the heads in a group of their own if they have a rate of their own."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        target = self.model if model is None else model
+        if not given and self.head_learning_rate is not None:
+            assert target is not None
+            separate_heads(optimizer, target, lr=self.head_learning_rate)
+        return optimizer
+
+
+class ParingTrainerMixin(HeadTrainer):
     """Put it before any trainer that descends from ``transformers.Trainer``.
 
     >>> from trl import SFTTrainer                                       # doctest: +SKIP
     >>> class ParingSFTTrainer(ParingTrainerMixin, SFTTrainer): ...      # doctest: +SKIP
 
     The optimizer is the one that the training arguments ask for (8-bit, layer-wise, fused ... included), built by the trainer itself; the
-    gates are then moved into a group with the rate and decay of their method, before a scheduler sees it. An optimizer that the
-    caller passes is left as it is. :class:`~paring.train.callback.ParingCallback` is added. Checkpoints appear whole or not at all.
+    gates are then moved into a group with the rate and decay of their method, and heads into one with ``head_learning_rate`` if it is
+    given, before a scheduler sees it. An optimizer that the caller passes is left as it is.
+    :class:`~paring.train.callback.ParingCallback` is added. Checkpoints appear whole or not at all.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

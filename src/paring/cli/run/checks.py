@@ -44,6 +44,9 @@ def check_options(options: TrainOptions) -> None:
     for name in AMOUNTS:
         if not (given[name] >= 0 and math.isfinite(given[name])):
             raise SettingError(f"--{name} {given[name]}: give a finite number of at least 0.")
+    head = training.head_learning_rate
+    if head is not None and not (head > 0 and math.isfinite(head)):
+        raise SettingError(f"--head_learning_rate {head}: give a finite number above 0, or leave it out for the main rate.")
     if not 0 <= training.seed < 2**32:
         raise SettingError(f"--seed {training.seed}: give a whole number from 0 to {2**32 - 1}.")
     _check_length(training)

@@ -69,6 +69,9 @@ class TrainingOptions:
     """Training."""
 
     learning_rate: float = option("main learning rate; a method may step some parameters at a rate of their own", default=5e-4)
+    head_learning_rate: float | None = option(
+        "learning rate of what is trained fully beside the adapter, a task's new head above all; by default the main one", default=None
+    )
     num_train_epochs: float = option("passes over the data", default=3.0)
     max_steps: int = option("steps to take, in place of epochs; -1 is off", default=-1)
     per_device_train_batch_size: int = option("rows of a batch on one device", default=8)

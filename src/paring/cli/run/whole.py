@@ -27,6 +27,19 @@ LEARNING_RATE = 5e-5
 """The default, which is transformers' own; that of an adapter is ten times as large."""
 
 
+def refuse_head_rate(options: TrainOptions, whole: Whole) -> None:
+    """Refuse a learning rate for heads where all weights are trained, and none is told from the others.
+
+    Raises:
+        SettingError: there is one.
+    """
+    if options.training.head_learning_rate is not None:
+        raise SettingError(
+            f"--head_learning_rate is for what is trained fully beside an adapter, and {whole.name} trains the model's own weights, all at "
+            "--learning_rate; leave it out."
+        )
+
+
 def precise(options: TrainOptions) -> TrainOptions:
     """The options with weights in float32, where nothing else was said: what is trained takes steps that bfloat16 rounds away."""
     if options.model.dtype != "auto":
@@ -66,6 +79,7 @@ class OwnWeights(Subject):
                         f"--{name} is said of an adapter, and {self.whole.name} trains the model's own weights, without one; leave it out. "
                         "A LoRA can be cut out of the trained model afterwards: paring extract."
                     )
+        refuse_head_rate(self.options, self._whole)
         for name in ("load_in_4bit", "load_in_8bit"):
             if vars(self.options.model)[name]:
                 raise SettingError(

@@ -133,7 +133,11 @@ def _cells(
             raise text.wrong((*place, name), f"{name} is given here, and searched over in line {line}; leave one of them out.")
     flags = {**text.mapping(("settings",)), **text.mapping(("tasks", task)), **given}
     flags.pop("metric", None)
-    flags.pop("planted", None)
+    if flags.pop("planted", None) is not None and flags.get("head_learning_rate") is not None:
+        above = next(one for one in (place, ("tasks", task), ("settings",)) if "head_learning_rate" in text.mapping(one))
+        raise text.wrong(
+            (*above, "head_learning_rate"), f"planted ranks ({task!r}) are learned without a head; leave head_learning_rate out."
+        )
     # What is given outright is not searched.
     space = {name: of for name, of in space.items() if name not in given}
     if "learning_rate" not in {**space, **flags}:
@@ -175,10 +179,14 @@ def _cell(
 
 def _try(flags: Mapping[str, Any]) -> None:
     from paring.cli.run.checks import check_options
+    from paring.cli.run.whole import refuse_head_rate
     from paring.cli.study.contestants import check_peft
+    from paring.train.whole import Whole
 
     run = parsed(flags, str(Path("study")))
     check_options(run.options)
+    if isinstance(run.method, Whole):
+        refuse_head_rate(run.options, run.method)
     if run.peft is not None:
         check_peft(run.peft)
 

@@ -37,7 +37,9 @@ ALLOWED = tuple(
 )
 """Flags of ``paring train`` that a study's file may set, beside a method's settings."""
 
-OPTIMISER = frozenset({"learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"})
+OPTIMISER = frozenset(
+    {"learning_rate", "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim"}
+)
 """Flags of the training that may belong to a method."""
 
 SHARED = frozenset(ALLOWED) - OPTIMISER - {item.name for item in fields(AdapterOptions)}

@@ -24,6 +24,8 @@ class Role(Enum):
     MAGNITUDE = "magnitude"
     """The lengths of the adapted weight's rows: see :meth:`Slot.direct`."""
     FROZEN = "frozen"
+    HEAD = "head"
+    """Of no slot: a module that is trained fully beside the adapter, where it has a rate of its own."""
 
     @property
     def factor(self) -> bool:

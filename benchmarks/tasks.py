@@ -189,6 +189,7 @@ def fit(
     optimizer: torch.optim.Optimizer | None = None,
     loss_of: Callable[[Any, Tensor], Tensor] | None = None,
     order: Iterator[list[int]] | None = None,
+    head: float | None = None,
 ) -> float:
     """AdamW, linear decay after a warm-up, gradient norm clipped at 1; ``bf16`` is autocast over float32 weights.
 
@@ -206,11 +207,12 @@ def fit(
         optimizer: AdamW, with the gates of a paring adapter in a group of their own, if it is not given.
         loss_of: the loss by what the model says without labels, and the labels; the model's own if it is not given.
         order: the rows of each batch, for ever; shuffled batches of ``size`` if it is not given.
+        head: learning rate of the head, where it has its own.
 
     Returns:
         Seconds, ``after`` included.
     """
-    optimizer = optimizer or create_optimizer(model, lr=rate, weight_decay=0.01)
+    optimizer = optimizer or create_optimizer(model, lr=rate, weight_decay=0.01, head_lr=head)
     warm = max(1, round(warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm)))
     order = order or batches(data, size, torch.Generator().manual_seed(seed))

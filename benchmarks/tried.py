@@ -38,7 +38,8 @@ class Job:
         task: a key of :data:`rivals.TASKS`.
         variant: a key of :data:`CONTESTANTS`.
         share: of the parameters of LoRA of rank 8 that are left at the end.
-        rate: main learning rate.
+        rate: of the adapter.
+        head: of the head, the same for all.
         seed: of the adapter's start, the head and the order of the rows.
         device, dtype: where, and ``bf16`` for autocast or ``fp32``.
     """
@@ -47,6 +48,7 @@ class Job:
     variant: str
     share: float
     rate: float
+    head: float
     seed: int
     device: str
     dtype: str
@@ -65,7 +67,8 @@ def work(job: Job, data: Path) -> dict[str, Any]:
 
     variant, size = CONTESTANTS[job.variant], Share(share=job.share)
     model = varied(base, variant, size, steps=of.steps, seed=job.seed, losses=few, task_type="SEQ_CLS")
-    seconds = fit(model, train, rate=job.rate, steps=of.steps, seed=job.seed, size=of.size, device=job.device, dtype=job.dtype)
+    shared = {"rate": job.rate, "head": job.head, "seed": job.seed, "device": job.device, "dtype": job.dtype}
+    seconds = fit(model, train, steps=of.steps, size=of.size, **shared)
     accuracy, loss = score(model, held, device=job.device, dtype=job.dtype)
     return {
         "job": vars(job),
@@ -84,7 +87,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["trec", "sst2"])
     parser.add_argument("--variants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8, 1 / 16])
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of the adapter")
+    parser.add_argument("--head", type=float, default=1e-2, help="rate of the head")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -93,7 +97,7 @@ def main() -> None:
     given = parser.parse_args()
     names = list(dict.fromkeys([PLAIN, *given.variants]))
     jobs = [
-        Job(task=task, variant=name, share=share, rate=given.rate, seed=seed, device=given.device, dtype=given.dtype)
+        Job(task=task, variant=name, share=share, rate=given.rate, head=given.head, seed=seed, device=given.device, dtype=given.dtype)
         for seed, task, share, name in itertools.product(range(given.seeds), given.tasks, given.shares, names)
     ]
     found = {Job(**row["job"]): row for row in finished(given.log)}
@@ -107,7 +111,7 @@ def main() -> None:
     rows = summary({job: found[job] for job in jobs})
     for row in rows:
         print(f"{row['task']:9} {row['share']:.4f} {row['variant']:18} {100 * row['mean']:.2f}  {row['difference']:+.2f} points")
-    save("tried", {"rows": rows, "rate": given.rate, "dtype": given.dtype}, measured([found[job] for job in jobs]))
+    save("tried", {"rows": rows, "rate": given.rate, "head": given.head, "dtype": given.dtype}, measured([found[job] for job in jobs]))
 
 
 def summary(found: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:

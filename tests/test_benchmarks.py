@@ -157,7 +157,7 @@ def test_what_was_tried_is_paired_with_the_cut_as_it_is() -> None:
     from tried import PLAIN, Job, summary
 
     def job(variant: str, seed: int) -> Job:
-        return Job(task="trec", variant=variant, share=0.125, rate=1e-3, seed=seed, device="cpu", dtype="fp32")
+        return Job(task="trec", variant=variant, share=0.125, rate=1e-3, head=1e-2, seed=seed, device="cpu", dtype="fp32")
 
     scores = {(PLAIN, 0): 0.5, (PLAIN, 1): 0.7, ("soft", 0): 0.6, ("soft", 1): 0.6}
     found = {job(*key): {"accuracy": value, "parameters": 10, "seconds": 1.0} for key, value in scores.items()}

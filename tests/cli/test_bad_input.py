@@ -311,6 +311,18 @@ def test_a_model_without_its_tokenizer(flags: dict[str, object], bert: Path, tmp
     assert "has no tokenizer" in refused("train", **{**flags, "model_name_or_path": bare})
 
 
+def test_a_rate_for_a_head_where_there_is_none(llama: Path, jsonl: Callable[..., Path], tmp_path: Path, refused: Refused) -> None:
+    flags = {
+        "model_name_or_path": llama,
+        "dataset_name": jsonl("plain.jsonl", *({"text": text} for text, _ in sentences(8))),
+        "output_dir": tmp_path / "out",
+        "rank": 2,
+    }
+    said = refused("train", **flags, head_learning_rate=1e-2)
+    assert "--head_learning_rate 0.01: nothing is trained fully beside an adapter here" in said
+    assert "--modules_to_save" in said
+
+
 def test_an_encoder_cannot_continue_text(flags: dict[str, object], tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "plain.tsv").write_text("text\n" + "".join(f"{text}\n" for text, _ in sentences(20)), encoding="utf-8")
     said = refused("train", **{**flags, "dataset_name": tmp_path / "plain.tsv"})

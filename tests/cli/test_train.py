@@ -111,6 +111,15 @@ def test_a_new_regression_head_starts_at_the_mean(
     assert heads["classifier.bias"].item() == pytest.approx(2.875)
 
 
+def test_a_head_may_learn_at_a_rate_of_its_own(bert: Path, stars: Path, run: Run, tmp_path: Path) -> None:
+    flags = {**STILL, "method": "lora", "head_learning_rate": 0.5}
+    assert run("train", **flags, model_name_or_path=bert, dataset_name=stars, output_dir=tmp_path / "out") == 0
+    # The first step of Adam is the rate itself; at the main one the head would stand still.
+    assert abs(paring.read(tmp_path / "out" / "adapter").heads["classifier.bias"].item() - 2.875) == pytest.approx(0.5, rel=1e-3)
+    assert record(tmp_path / "out").settings["head_learning_rate"] == 0.5
+    assert "--head_learning_rate 0.5" in record(tmp_path / "out").command
+
+
 @pytest.mark.parametrize(("times", "said"), [(1, False), (1000, True)])
 def test_labels_that_spread_far_are_said(
     times: int, said: bool, bert: Path, stars: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]

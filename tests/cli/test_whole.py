@@ -165,6 +165,7 @@ def test_defaults_that_depend_on_the_method(bert: Path, moods: Path, run: Run, t
         ({"init_adapter": "there"}, "cannot start from a trained adapter"),
         ({"calibration_batches": 2}, "--calibration_batches is said of an adapter"),
         ({"layout": "uniform"}, "--layout is said of an adapter"),
+        ({"head_learning_rate": 1e-2}, "--head_learning_rate is for what is trained fully beside an adapter"),
         ({"stages": 2}, "--stages is said of an adapter"),
         ({"tolerance": "1se"}, "A path leads to ever smaller adapters"),
         ({"load_in_8bit": "true"}, "--load_in_8bit freezes"),

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, finished, save
-from runs import logged, measured, rows_of
+from environment import RESULTS, environment, save
+from runs import measured, resumed, rows_of
 from tasks import encoder, fit, score
 from transformers import AutoModelForSequenceClassification
 
@@ -109,13 +109,11 @@ def main() -> None:
     # All ways at their first rates before any at its second.
     places = [(place, way) for place in range(given.rates) for way in rates if place < len(rates[way])]
     jobs = [Job(way=way, rate=rates[way][place], seed=seed) for seed in range(given.seeds) for place, way in places]
-    rows: dict[Job, dict[str, Any]] = {Job(**row["job"]): row for row in finished(given.log)}
-    for job, row in logged(work, [job for job in jobs if job not in rows], given.data, workers=1, log=given.log):
-        rows[job] = row
-        print(
-            f"{job.way:20} rate {job.rate:g} seed {job.seed}: {row['accuracy']:.4f} in {row['seconds']:.0f} s, {row['extracted']}",
-            flush=True,
-        )
+
+    def told(job: Job, row: dict[str, Any]) -> str:
+        return f"{job.way:20} rate {job.rate:g} seed {job.seed}: {row['accuracy']:.4f} in {row['seconds']:.0f} s, {row['extracted']}"
+
+    rows = resumed(work, jobs, given.data, workers=1, log=given.log, decode=lambda one: Job(**one), tell=told)
     table = []
     for way, some in rates.items():
         for rate in some:

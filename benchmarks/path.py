@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, finished, save
-from runs import TASKS, logged, measured, rows_of
+from environment import RESULTS, environment, save
+from runs import TASKS, measured, resumed, rows_of
 from tasks import encoder, examples, fit, score
 from transformers import AutoModelForSequenceClassification
 
@@ -161,15 +161,15 @@ def main() -> None:
     given = parser.parse_args()
     names = given.contestants or TABLED
     asked = [Job(task=task, contestant=name, seed=seed) for seed, task, name in itertools.product(range(given.seeds), given.tasks, names)]
-    rows = {Job(**row["job"]): row for row in finished(given.log)}
-    # One at a time: what is compared is time.
-    for job, row in logged(work, [job for job in asked if job not in rows], given.data, workers=1, log=given.log):
-        rows[job] = row
-        print(
+
+    def told(job: Job, row: dict[str, Any]) -> str:
+        return (
             f"{job.task:9} {job.contestant:14} seed {job.seed}: held out {row['held_out']:.4f} dev {row['dev']:.4f} "
-            f"{row['parameters']} parameters {row['seconds']:.0f} s, {len(row['stages'])} stages",
-            flush=True,
+            f"{row['parameters']} parameters {row['seconds']:.0f} s, {len(row['stages'])} stages"
         )
+
+    # One at a time: what is compared is time.
+    rows = resumed(work, asked, given.data, workers=1, log=given.log, decode=lambda one: Job(**one), tell=told)
     if given.contestants:
         return
     tables = {task: summary(rows, task, given.seeds) for task in given.tasks}

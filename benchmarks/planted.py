@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
@@ -18,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, finished, save
+from environment import RESULTS, environment, save
 from planted_contestants import CONTESTANTS, FIXED, PEERS, SHARES, After, Job
-from runs import logged, measured
+from runs import measured, resumed
 from scipy.stats import ttest_1samp
 from tasks import Examples, batches, encoder, examples
 from torch import Tensor, nn
 from transformers import AutoModel
+from variants import Look
 
 from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
@@ -67,18 +67,19 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     budget = None if job.budget is None else round(job.budget * planted)
     budget = budget if job.share is None else round(job.share * start)
 
-    def losses(model: nn.Module, rows: Iterator[list[int]]) -> Iterator[Tensor]:
-        return (squares(model, fit, wanted, next(rows), job) for _ in itertools.count())
+    def loss(model: nn.Module, rows: list[int]) -> Tensor:
+        return squares(model, fit, wanted, rows, job)
 
-    def few(model: nn.Module) -> Iterator[Tensor]:
-        return itertools.islice(losses(model, batches(fit, job.size, torch.Generator().manual_seed(job.seed))), 8)
+    def order() -> Iterator[list[int]]:
+        return batches(fit, job.size, torch.Generator().manual_seed(job.seed))
 
-    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget, few)
+    look = Look(list(itertools.islice(order(), 8)), loss)
+    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget, look)
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    seconds = fitted(model, losses(model, batches(fit, job.size, torch.Generator().manual_seed(job.seed))), job, after)
+    seconds = fitted(model, (loss(model, rows) for rows in order()), job, after)
     model.eval()
     limit = distance(before, goal)
 
@@ -189,7 +190,7 @@ def paired(found: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
     groups: dict[tuple[str, float | None, float | None], dict[tuple[int, int], dict[str, Any]]] = {}
     for row in cut_short(found):
         job = row["job"]
-        groups.setdefault((job["contestant"], job["budget"], job["share"]), {})[job["pattern"], job["seed"]] = row
+        groups.setdefault((job["contestant"], job["budget"], job.get("share")), {})[job["pattern"], job["seed"]] = row
     mean = {key: statistics.fmean(row["error"] for row in rows.values()) for key, rows in groups.items()}
     size = {key: statistics.fmean(row["parameters"] for row in rows.values()) for key, rows in groups.items()}
     made = []
@@ -249,17 +250,8 @@ def main() -> None:
     sizes = [*((budget, None) for budget in given.budgets), *((None, share) for share in given.shares)]
 
     def run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        rows = {json.dumps(row["job"], sort_keys=True): row for row in finished(log)}
-        names = {job: json.dumps(vars(job), sort_keys=True) for job in jobs}
-        for job, row in logged(work, [job for job in jobs if names[job] not in rows], given.data, workers=given.workers, log=log):
-            rows[names[job]] = row
-            print(
-                f"{job.contestant:26} budget {job.budget} share {job.share} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
-                f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
-                f"of {row['planted_ranks']} {row['seconds']:.0f} s",
-                flush=True,
-            )
-        return [rows[names[job]] for job in jobs]
+        rows = resumed(work, jobs, given.data, workers=given.workers, log=log, decode=lambda one: Job(**one), tell=told)
+        return list(rows.values())
 
     rates = dict.fromkeys(given.contestants, given.rates[0])
     tuned: list[dict[str, Any]] = []
@@ -294,6 +286,15 @@ def main() -> None:
         )
     about = {"norm": given.norm, "steps": given.steps, "size": given.size, "dtype": given.dtype, "rates": given.rates}
     save(given.name, {"rows": summary(found), "pairs": pairs, "tuned": tuned, "planted": Planting().ranks, **about}, measured(found))
+
+
+def told(job: Job, row: dict[str, Any]) -> str:
+    """A line for a run that has ended."""
+    return (
+        f"{job.contestant:26} budget {job.budget} share {job.share} pattern {job.pattern} seed {job.seed} rate {job.rate:.0e}: "
+        f"error {row['error']:.5f} parameters {row['parameters']} of {row['planted_parameters']} rank error {row['rank_error']} "
+        f"of {row['planted_ranks']} {row['seconds']:.0f} s"
+    )
 
 
 def least(tuned: list[dict[str, Any]], contestant: str) -> float:

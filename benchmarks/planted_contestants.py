@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import AdaLoraConfig, get_peft_model
 from torch import Tensor, nn
-from variants import VARIANTS, Variant, varied
+from variants import VARIANTS, Look, Variant, varied
 
 import paring
 from paring.cli.study.planted import Planting, places
@@ -128,16 +128,13 @@ class Ada(After):
 Built = tuple[Any, After]
 
 
-Losses = Callable[[nn.Module], Iterable[Tensor]]
-"""Those of a model on a few batches."""
-
-Contestant = Callable[[nn.Module, Job, int | None, Losses], Built]
+Contestant = Callable[[nn.Module, Job, int | None, Look], Built]
 
 
 def ours(make: Callable[[int | None], Any]) -> Contestant:
     """A contestant of paring's own."""
 
-    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
+    def build(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
         adapted = paring.adapt(model, make(budget), target_modules=TARGETS, seed=job.seed)
         plan(adapted, steps=job.steps)
         return adapted, After()
@@ -145,14 +142,14 @@ def ours(make: Callable[[int | None], Any]) -> Contestant:
     return build
 
 
-def whole(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
+def whole(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     """LoRA of rank 8, which the spectral cut is until it cuts: not before the training is over."""
     adapted = paring.adapt(model, Spectral(budget=Share(share=1.0)), target_modules=TARGETS, seed=job.seed)
     plan(adapted, steps=job.steps)
     return adapted, Cut()
 
 
-def adalora(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
+def adalora(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
     assert budget is not None
     mean = sum(m.in_features + m.out_features for m in places(model).values())
@@ -173,9 +170,9 @@ def adalora(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> B
 def cut(variant: Variant) -> Contestant:
     """The spectral cut, as it is or as it was tried."""
 
-    def build(model: nn.Module, job: Job, budget: int | None, losses: Losses) -> Built:
+    def build(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
         size = Parameters(count=budget or 1)
-        return varied(model, variant, size, steps=job.steps, seed=job.seed, losses=losses, target_modules=TARGETS), After()
+        return varied(model, variant, size, steps=job.steps, seed=job.seed, look=look, target_modules=TARGETS), After()
 
     return build
 

@@ -23,7 +23,7 @@ from environment import RESULTS, environment, finished, save
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from runs import logged, measured
 from scipy.stats import ttest_1samp
-from tasks import Examples, encoder, examples, fit, score
+from tasks import Examples, encoder, examples, fit, score, tenth
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 import paring
@@ -184,8 +184,7 @@ def split(data: Path, task: str, *, held: bool) -> tuple[Examples, Examples, int
     rows = examples(data, task, "train", TASKS[task].limit)
     if not held:
         return rows, examples(data, task, "dev"), rows.classes
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
-    return rows.take(order[len(order) // 10 :]), rows.take(order[: len(order) // 10]), rows.classes
+    return *tenth(rows), rows.classes
 
 
 def work(job: Job, data: Path) -> dict[str, Any]:

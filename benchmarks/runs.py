@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from environment import RESULTS, environment, finished
-from tasks import Examples, examples, score, train
+from tasks import Examples, examples, score, tenth, train
 
 import paring
 from paring.method import Method, decode
@@ -91,18 +91,17 @@ class Runner:
 
     def __call__(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """The rows of ``jobs``, in their order."""
-        rows = {Job.decode(row["job"]): row for row in finished(self.log)}
-        waiting = [job for job in dict.fromkeys(jobs) if job not in rows]
-        for waited, row in logged(work, waiting, self.data, workers=self.workers, log=self.log):
-            rows[waited] = row
-            job = row["job"]
-            print(
-                f"{job['task']:9} {job['method']['name']:5} r {job['method']['rank']} rate {job['rate']:.1e} seed {job['seed']} "
-                f"steps {row['steps']:4d}{' held out' if job['held'] else ''}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
-                f"live {row['live']:.1%} {row['seconds']:.0f} s",
-                flush=True,
-            )
+        rows = resumed(work, jobs, self.data, workers=self.workers, log=self.log, decode=Job.decode, tell=_told)
         return [rows[job] for job in jobs]
+
+
+def _told(_: Job, row: dict[str, Any]) -> str:
+    job = row["job"]
+    return (
+        f"{job['task']:9} {job['method']['name']:5} r {job['method']['rank']} rate {job['rate']:.1e} seed {job['seed']} "
+        f"steps {row['steps']:4d}{' held out' if job['held'] else ''}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
+        f"live {row['live']:.1%} {row['seconds']:.0f} s"
+    )
 
 
 def logged(
@@ -129,6 +128,24 @@ def logged(
         future.result()
 
 
+def resumed(
+    work: Callable[[J, Path], dict[str, Any]],
+    jobs: Sequence[J],
+    data: Path,
+    *,
+    workers: int,
+    log: Path,
+    decode: Callable[[dict[str, Any]], J],
+    tell: Callable[[J, dict[str, Any]], str],
+) -> dict[J, dict[str, Any]]:
+    """The row of each job, in their order: those of the log, and those that are run now, each told in a line as it ends."""
+    rows = {decode(row["job"]): row for row in finished(log)}
+    for job, row in logged(work, [job for job in dict.fromkeys(jobs) if job not in rows], data, workers=workers, log=log):
+        rows[job] = row
+        print(tell(job, row), flush=True)
+    return {job: rows[job] for job in jobs}
+
+
 def _begin(threads: int) -> None:
     """Take a share of the threads, and end with the parent: a worker that has lost it would work on for nobody."""
     torch.set_num_threads(threads)
@@ -141,9 +158,7 @@ def rows_of(data: Path, task: str, held: bool) -> tuple[Examples, Examples]:
     fit = examples(data, task, "train", TASKS[task].limit)
     if not held:
         return fit, examples(data, task, "dev")
-    order = torch.randperm(len(fit), generator=torch.Generator().manual_seed(0)).tolist()
-    cut = len(order) // 10
-    return fit.take(order[cut:]), fit.take(order[:cut])
+    return tenth(fit)
 
 
 def work(job: Job, data: Path) -> dict[str, Any]:

@@ -127,6 +127,13 @@ def examples(folder: Path, task: str, split: str, limit: int | None = None, leng
     )
 
 
+def tenth(rows: Examples) -> tuple[Examples, Examples]:
+    """The rows without a tenth of them, and that tenth, which is the same for all seeds of a run."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
+    cut = len(order) // 10
+    return rows.take(order[cut:]), rows.take(order[:cut])
+
+
 def batches(data: Examples | Texts, size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Shuffled batches for ever, rows of like length together (within windows of 16 batches)."""
     while True:

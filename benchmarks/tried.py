@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, environment, finished, save
+from environment import RESULTS, environment, save
 from rivals import TASKS, split
-from runs import logged, measured
+from runs import measured, resumed
 from tasks import batches, encoder, fit, moved, score
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
-from variants import VARIANTS, Variant, varied
+from variants import VARIANTS, Look, Variant, varied
 
 import paring
 from paring.parts.allocate.budget import Share
@@ -61,19 +60,20 @@ def work(job: Job, data: Path) -> dict[str, Any]:
     torch.manual_seed(job.seed)
     base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=classes).to(job.device)
 
-    def few(model: nn.Module) -> Iterator[Tensor]:
-        order = batches(train, of.size, torch.Generator().manual_seed(job.seed))
-        return (model(**moved(train.batch(next(order)), job.device)).loss for _ in range(8))
+    def loss(model: nn.Module, rows: list[int]) -> Tensor:
+        found: Tensor = model(**moved(train.batch(rows), job.device)).loss
+        return found
 
+    look = Look(list(itertools.islice(batches(train, of.size, torch.Generator().manual_seed(job.seed)), 8)), loss)
     variant, size = CONTESTANTS[job.variant], Share(share=job.share)
-    model = varied(base, variant, size, steps=of.steps, seed=job.seed, losses=few, task_type="SEQ_CLS")
+    model = varied(base, variant, size, steps=of.steps, seed=job.seed, look=look, task_type="SEQ_CLS")
     shared = {"rate": job.rate, "head": job.head, "seed": job.seed, "device": job.device, "dtype": job.dtype}
     seconds = fit(model, train, steps=of.steps, size=of.size, **shared)
-    accuracy, loss = score(model, held, device=job.device, dtype=job.dtype)
+    accuracy, entropy = score(model, held, device=job.device, dtype=job.dtype)
     return {
         "job": vars(job),
         "accuracy": accuracy,
-        "loss": loss,
+        "loss": entropy,
         "parameters": paring.snapshot(model).parameters,
         "seconds": seconds,
         "environment": environment(),
@@ -100,18 +100,19 @@ def main() -> None:
         Job(task=task, variant=name, share=share, rate=given.rate, head=given.head, seed=seed, device=given.device, dtype=given.dtype)
         for seed, task, share, name in itertools.product(range(given.seeds), given.tasks, given.shares, names)
     ]
-    found = {Job(**row["job"]): row for row in finished(given.log)}
-    for job, row in logged(work, [job for job in jobs if job not in found], given.data, workers=given.workers, log=given.log):
-        found[job] = row
-        print(
-            f"{job.task:9} {job.variant:18} {job.share:.4f} seed {job.seed}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
-            f"parameters {row['parameters']} {row['seconds']:.0f} s",
-            flush=True,
-        )
-    rows = summary({job: found[job] for job in jobs})
+    found = resumed(work, jobs, given.data, workers=given.workers, log=given.log, decode=lambda one: Job(**one), tell=told)
+    rows = summary(found)
     for row in rows:
         print(f"{row['task']:9} {row['share']:.4f} {row['variant']:18} {100 * row['mean']:.2f}  {row['difference']:+.2f} points")
-    save("tried", {"rows": rows, "rate": given.rate, "head": given.head, "dtype": given.dtype}, measured([found[job] for job in jobs]))
+    save("tried", {"rows": rows, "rate": given.rate, "head": given.head, "dtype": given.dtype}, measured(list(found.values())))
+
+
+def told(job: Job, row: dict[str, Any]) -> str:
+    """A line for a run that has ended."""
+    return (
+        f"{job.task:9} {job.variant:18} {job.share:.4f} seed {job.seed}: accuracy {row['accuracy']:.4f} loss {row['loss']:.4f} "
+        f"parameters {row['parameters']} {row['seconds']:.0f} s"
+    )
 
 
 def summary(found: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ in the leading directions of the gradient (:func:`aim`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import paring
+from paring.attach.calibrate import gradients
 from paring.attach.find import layers, slots
-from paring.core.linalg import product_svd
+from paring.core.linalg import product_svd, truncated_svd
 from paring.lead.cutter import Cutter
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Budget
@@ -105,16 +106,14 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def varied(
-    base: nn.Module,
-    variant: Variant,
-    budget: Budget,
-    *,
-    steps: int,
-    seed: int,
-    losses: Callable[[nn.Module], Iterable[Tensor]],
-    **more: Any,
-) -> PeftModel:
+class Look(NamedTuple):
+    """What a gradient is read off: a few batches, and the loss of a model on one."""
+
+    batches: Sequence[Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+
+
+def varied(base: nn.Module, variant: Variant, budget: Budget, *, steps: int, seed: int, look: Look, **more: Any) -> PeftModel:
     """The model with an adapter that a variant cuts.
 
     Args:
@@ -123,32 +122,19 @@ def varied(
         budget: to what.
         steps: of the training.
         seed: of the adapter's start.
-        losses: of a model on a few batches, where the gradient is asked for.
+        look: where the gradient is asked for.
         more: of :func:`paring.adapt`.
     """
     model = paring.adapt(base, Spectral(budget=budget, **variant.settings), seed=seed, **more)
+    found = {path: slot for path, slot in slots(model).items() if isinstance(slot, Ordered)}
     if variant.aimed:
-        aim(model, losses)
-    variant.leader({path: slot for path, slot in slots(model).items() if isinstance(slot, Ordered)}, steps)
+        aim(model, found, look)
+    variant.leader(found, steps)
     return model
 
 
-def aim(model: PeftModel, losses: Callable[[nn.Module], Iterable[Tensor]]) -> None:
+@torch.no_grad()
+def aim(model: PeftModel, found: Mapping[str, Ordered], look: Look) -> None:
     """Turn A's rows to the leading right singular vectors of the gradient of each weight, at the length that they had; B stays zero."""
-    found = layers(model)
-    model.eval()
-    weights = {path: next(layer.get_base_layer().parameters()) for path, layer in found.items()}
-    with model.disable_adapter():
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        for loss in losses(model):
-            loss.backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for path, slot in slots(model).items():
-            assert isinstance(slot, Ordered)
-            assert weights[path].grad is not None
-            slot.A.copy_(torch.linalg.svd(weights[path].grad, full_matrices=False).Vh[: slot.A.shape[0]] * slot.norm)
-    for parameter in model.parameters():
-        parameter.grad = None
-    for weight in weights.values():
-        weight.requires_grad_(False)
+    for path, gradient in gradients(model, "default", layers(model), look.batches, look.loss).items():
+        found[path].A.copy_(truncated_svd(gradient, len(found[path].A)).vt * found[path].norm)

@@ -80,7 +80,7 @@ def test_merged_adapters_are_of_one_seed_or_of_three() -> None:
 
 def _varied(name: str, steps: int = 60) -> tuple[Any, dict[str, Any]]:
     """Two modules of two costs, the first with an update to learn of rank 3, and their slots before anything was trained."""
-    from variants import VARIANTS, varied
+    from variants import VARIANTS, Look, varied
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 20))
@@ -90,7 +90,7 @@ def _varied(name: str, steps: int = 60) -> tuple[Any, dict[str, Any]]:
         Parameters(count=80),
         steps=steps,
         seed=0,
-        losses=lambda model: [(model(torch.eye(12)) - torch.eye(12, 20)).square().sum()],
+        look=Look([torch.eye(12)], lambda model, rows: (model(rows) - torch.eye(12, 20)).square().sum()),
         target_modules=["0", "2"],
     )
     return model, dict(slots(model))

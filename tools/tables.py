@@ -205,24 +205,6 @@ def _size(budget: float | None, share: float | None) -> str:
     return "" if budget is None else f"{budget:g}"
 
 
-def tried(result: Mapping[str, Any]) -> str:
-    """A row for each task, size and variant."""
-    return rows(
-        ("task", "size, of LoRA r 8", "variant", "accuracy on the tenth", "difference, points [least, most]", "seconds"),
-        (
-            (
-                row["task"],
-                f"1/{round(1 / row['share'])}",
-                row["variant"],
-                f"{100 * row['mean']:.2f}",
-                f"{row['difference']:+.2f} [{min(row['differences']):+.2f}, {max(row['differences']):+.2f}]",
-                f"{row['seconds']:.0f}",
-            )
-            for row in result["rows"]
-        ),
-    )
-
-
 def budgets(result: Mapping[str, Any]) -> str:
     """A row for each model and budget, over starting ranks, rates and seeds."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}

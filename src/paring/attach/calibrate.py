@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ def calibrate(
     assert seed is not None
     norms: dict[str, float] = {}
     for group in _groups(waiting, memory):
-        for path, gradient in _gradients(model, adapter, group, kept, loss or _own_loss).items():
+        for path, gradient in gradients(model, adapter, group, kept, loss or _own_loss).items():
             slot = group[path].slot(adapter)
             assert slot is not None
             norms[path] = float(gradient.norm())
@@ -111,10 +111,21 @@ def _groups(waiting: Mapping[str, ParingLinear], memory: int) -> Iterator[dict[s
         yield group
 
 
-def _gradients(
-    model: nn.Module, adapter: str, group: Mapping[str, ParingLinear], batches: list[Any], loss: Callable[[nn.Module, Any], Tensor]
+def gradients(
+    model: nn.Module, adapter: str, group: Mapping[str, ParingLinear], batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]
 ) -> dict[str, Tensor]:
-    """The mean gradient of each module's weight, float32 at least, (out, in)."""
+    """The mean gradient of each module's weight, float32 at least, (out, in), of the model without adapters but with one's heads.
+
+    Args:
+        model: stays as it is.
+        adapter: whose heads.
+        group: the modules, by path.
+        batches: what the mean is over.
+        loss: of the model on a batch.
+
+    Raises:
+        SettingError: a loss or a gradient is not finite.
+    """
     sums: dict[str, Tensor] = {}
     handles = [layer.get_base_layer().register_forward_hook(_watcher(path, sums)) for path, layer in group.items()]
     try:

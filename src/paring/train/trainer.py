@@ -31,14 +31,19 @@ class HeadTrainer(AtomicCheckpoints):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The optimizer of the training arguments, with the heads in a group of their own if they have a rate of their own."""
+        """The optimizer of the training arguments, with groups for what has a rate of its own."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        target = self.model if model is None else model
-        if not given and self.head_learning_rate is not None:
+        if not given:
+            target = self.model if model is None else model
             assert target is not None
-            separate_heads(optimizer, target, lr=self.head_learning_rate)
+            self.regroup(optimizer, target)
         return optimizer
+
+    def regroup(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """Give what has a rate of its own groups of its own, in a fresh optimizer of the trainer's."""
+        if self.head_learning_rate is not None:
+            separate_heads(optimizer, model, lr=self.head_learning_rate)
 
 
 class ParingTrainerMixin(HeadTrainer):
@@ -62,15 +67,10 @@ class ParingTrainerMixin(HeadTrainer):
         given = [callback for callback in self.callback_handler.callbacks if isinstance(callback, ParingCallback)]
         (given[0] if given else ParingCallback()).add_to(self)
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """The optimizer of the training arguments, with the gates in a group of their own."""
-        given = self.optimizer is not None
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
-        if not given:
-            target = self.model if model is None else model
-            assert target is not None
-            separate(optimizer, target)
-        return optimizer
+    def regroup(self, optimizer: Optimizer, model: nn.Module) -> None:
+        """The gates as well."""
+        super().regroup(optimizer, model)
+        separate(optimizer, model)
 
 
 class ParingTrainer(ParingTrainerMixin):

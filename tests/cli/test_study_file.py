@@ -105,6 +105,17 @@ def test_a_rate_for_heads_where_there_is_none_is_told_with_its_line(tmp_path: Pa
         built(SHORT.replace("method: lora", "method: lisa, head_learning_rate: 1e-2"), tmp_path, {})
 
 
+def test_a_grid_may_be_gone_beyond_and_its_last_values_are_tried_out(tmp_path: Path) -> None:
+    text = SHORT.replace("learning_rate: 1e-3}", "search: {dropout: [0.1, 0.3]}, learning_rate: 1e-3}")
+    assert built(f"search: {{widen: 1}}\n{text}", tmp_path, {}).study.runs == 2 + 1 + 3
+    with pytest.raises(SettingError, match=r"line 4: b: dropout=2\.7"):
+        built(f"search: {{widen: 2}}\n{text}", tmp_path, {})
+    with pytest.raises(SettingError, match=r"line 1: widen=1 goes beyond a grid"):
+        built(f"search: {{widen: 1, trials: 2}}\n{text}", tmp_path, {})
+    with pytest.raises(SettingError, match=r"line 1: b: widen=1: dropout is a range"):
+        built(f"search: {{widen: 1}}\n{text.replace('[0.1, 0.3]', '{low: 0.1, high: 0.3}')}", tmp_path, {})
+
+
 def line_of(part: str) -> int:
     return next(number for number, line in enumerate(GOOD.splitlines(), 1) if part in line)
 

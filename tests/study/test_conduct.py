@@ -119,6 +119,67 @@ def test_a_choice_at_the_edge_is_told(tmp_path: Path) -> None:
     assert alone.edges == ()
 
 
+@pytest.mark.parametrize(
+    ("best", "widen", "beyond", "chosen", "edges"),
+    [
+        (1e-3, 3, [], 1e-3, ()),  # inside: nothing more is tried
+        (0.1, 3, [0.1, 1.0], 0.1, ()),  # one step, and one that shows that there is nothing to be had
+        (1e-6, 3, [1e-5, 1e-6, 1e-7], 1e-6, ()),
+        (1e-6, 2, [1e-5, 1e-6], 1e-6, ("learning_rate",)),  # no more than was allowed
+        (0.1, 0, [], 1e-2, ("learning_rate",)),
+    ],
+)
+def test_a_grid_is_gone_beyond_where_its_best_lies_at_an_end(
+    best: float, widen: int, beyond: list[float], chosen: float, edges: tuple[str, ...], tmp_path: Path
+) -> None:
+    plan = study(cell(best=best), widen=widen, prune=False)
+    entry = only(run(plan, tmp_path / "runs.db"))
+    assert [trial.values["learning_rate"] for trial in entry.trials][3:] == beyond
+    assert (entry.chosen, entry.edges) == ({"learning_rate": chosen}, edges)
+    assert plan.runs == 3 + widen + 2
+
+
+def test_a_trial_beyond_the_grid_that_fails_bounds_it(tmp_path: Path) -> None:
+    entry = only(run(study(cell(best=0.1, fails=(0.1,)), widen=2), tmp_path / "runs.db"))
+    assert [(trial.values["learning_rate"], trial.state) for trial in entry.trials][3:] == [(0.1, State.FAILED)]
+    assert (entry.chosen, entry.edges) == ({"learning_rate": 1e-2}, ())
+
+
+def test_beyond_two_lists_one_knob_is_moved_at_a_time(tmp_path: Path) -> None:
+    space = {"learning_rate": RATES, "penalty": Listed(values=(0.0, 1.0))}
+    entry = only(run(study(cell(best=0.1, space=space), widen=2, prune=False), tmp_path / "runs.db"))
+    best = entry.chosen
+    assert best is not None
+    # A list that holds 0 has no factor to go on by.
+    assert [trial.values for trial in entry.trials][6:] == [{**best, "learning_rate": 0.1}, {**best, "learning_rate": 1.0}]
+    assert (best["learning_rate"], entry.edges) == (0.1, ("penalty",))
+
+
+def test_a_list_goes_on_as_it_came() -> None:
+    rates = Listed(values=(1e-3, 3e-3, 1e-2))
+    assert [rates.beyond(1e-2, ()), rates.beyond(1e-3, ())] == [3e-2, 3e-4]
+    assert [rates.beyond(3e-2, (3e-2,)), rates.beyond(3e-4, (3e-4,))] == [0.1, 1e-4]
+    assert Listed(values=(2.0, 6.0)).beyond(6.0, ()) == 18.0
+    plan = Search(widen=2)
+    assert plan.ends({"learning_rate": rates, "penalty": Range(low=1.0, high=2.0)}) == (
+        {"learning_rate": 1e-4, "penalty": 1.0},
+        {"learning_rate": 0.1, "penalty": 2.0},
+    )
+    # Nothing lies beyond a single value, so no trial is counted for it.
+    assert (plan.count({"learning_rate": rates}), plan.count({"penalty": Listed(values=(1.0,))})) == (5, 1)
+
+
+@pytest.mark.parametrize("also", [{"trials": 2}, {"sampler": Sampler.TPE, "trials": 2}, {"sampler": Sampler.RANDOM}])
+def test_only_a_whole_grid_can_be_gone_beyond(also: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="widen=1 goes beyond a grid all of which was tried"):
+        Search(widen=1, **also)
+    with pytest.raises(SettingError, match="widen=1: learning_rate is a range"):
+        Search(widen=1).count({"learning_rate": Range(low=1e-4, high=1e-2)})
+    for wrong in (-1, 21, 1.5, True):
+        with pytest.raises(SettingError, match="give a whole number from 0 to 20"):
+            Search(widen=wrong)  # type: ignore[arg-type]
+
+
 def test_of_equal_scores_the_lower_loss_is_chosen(tmp_path: Path) -> None:
     assert only(run(study(cell(best=math.sqrt(1e-3 * 1e-2)), prune=False), tmp_path / "runs.db")).chosen is not None
 

@@ -15,6 +15,9 @@ from paring.study.records import Job, Metric, Phase, named
 EDGE = 0.1
 """The share of a range, on the scale that is searched, that counts as its edge."""
 
+MOST_BEYOND = 20
+"""Values beyond a list that a cell may try."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
@@ -38,6 +41,26 @@ class Listed:
     def at_edge(self, value: float, tried: Collection[float]) -> bool:
         """Whether something better may lie beyond what was tried, a part of a list where trials are fewer; one setting has no edge."""
         return len(self.values) > 1 and value in (min(tried), max(tried))
+
+    @property
+    def widens(self) -> bool:
+        """Whether it can be gone beyond: it has steps, and by factors, which take a value above 0 to begin with."""
+        return len(self.values) > 1 and self.values[0] > 0
+
+    def beyond(self, value: float, tried: Collection[float]) -> float:
+        r"""The next value past an end.
+
+        A list goes on as it came: with values :math:`v_1 < \dots < v_n` at hand the next one is :math:`v_{n-1} v_n / v_{n-2}`, so that
+        1e-3, 3e-3, 1e-2 are followed by 3e-2, and :math:`v_n^2 / v_{n-1}` after two; below the first one likewise.
+
+        Args:
+            value: the end.
+            tried: values beyond the list that were tried before.
+        """
+        known = sorted({*self.values, *tried}, reverse=value == min(*self.values, *tried))
+        last, before = known[-1], known[-2]
+        following = last * last / before if len(known) == 2 else before * last / known[-3]
+        return float(f"{following:.6g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +112,8 @@ class Search:
         prune: cut a trial short that is below the median of those before it, at one of its evaluations from the half of them on, the last
             one left out (of 4: the second and the third); needs ``evaluations`` above 1.
         first: trials that are never cut short.
+        widen: where the best of a grid lies at an end of a list, so many more values are tried beyond it, one after the other, as long as
+            the last one was the best; of a knob whose list has a value of 0 or below, none.
         seed: of the trials' trainings, the held rows and the sampler.
 
     Raises:
@@ -101,6 +126,7 @@ class Search:
     evaluations: int = 4
     prune: bool = True
     first: int = 2
+    widen: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +140,10 @@ class Search:
         given: object = self.prune
         if not isinstance(given, bool):
             raise SettingError(f"prune={given!r}: give true or false.")
+        if not is_whole(self.widen, 0, MOST_BEYOND):
+            raise SettingError(f"widen={self.widen!r}: give a whole number from 0 to {MOST_BEYOND}.")
+        if self.widen and (self.trials is not None or self.sampler not in (None, Sampler.GRID)):
+            raise SettingError(f"widen={self.widen} goes beyond a grid all of which was tried; leave trials and sampler out.")
         if self.prune and self.evaluations < 2:
             raise SettingError("prune=true needs evaluations of at least 2: a trial that is scored at its end only cannot be cut short.")
 
@@ -131,7 +161,7 @@ class Search:
         return chosen
 
     def count(self, space: Space) -> int:
-        """Trials in a space.
+        """The most trials in a space.
 
         Raises:
             SettingError: nothing says how many.
@@ -140,10 +170,31 @@ class Search:
             return 0
         if self.sampler_for(space) is Sampler.GRID:
             whole = math.prod(len(values.values) for values in space.values() if isinstance(values, Listed))
-            return whole if self.trials is None else min(self.trials, whole)
+            return whole + self.beyond(space) if self.trials is None else min(self.trials, whole)
+        if self.widen:
+            names = ", ".join(name for name, values in space.items() if isinstance(values, Range))
+            raise SettingError(f"widen={self.widen}: {names} is a range, whose ends you give; list its values, or leave widen out.")
         if self.trials is None:
             raise SettingError("trials: say how many settings are tried where a range is searched.")
         return self.trials
+
+    def beyond(self, space: Space) -> int:
+        """The most trials beyond a space's lists."""
+        return self.widen if any(isinstance(values, Listed) and values.widens for values in space.values()) else 0
+
+    def ends(self, space: Space) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """The smallest and the largest value that may be tried of everything that is searched over."""
+        low: dict[str, float] = {}
+        high: dict[str, float] = {}
+        for name, values in space.items():
+            if isinstance(values, Range):
+                low[name], high[name] = values.low, values.high
+                continue
+            tried = values.values
+            for _ in range(self.widen if values.widens else 0):
+                tried = (values.beyond(min(tried), tried), *tried, values.beyond(max(tried), tried))
+            low[name], high[name] = min(tried), max(tried)
+        return low, high
 
 
 class Scored(StrEnum):

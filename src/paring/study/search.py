@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,7 @@ def evaluations(history: Sequence[Point], metric: Metric) -> tuple[float, ...]:
 
 def _sampler(search: Search, space: Space) -> optuna.samplers.BaseSampler:
     kind = search.sampler_for(space)
-    if kind in (Sampler.GRID, Sampler.RANDOM):
+    if kind is Sampler.RANDOM:
         return optuna.samplers.RandomSampler(seed=search.seed)
     # A few trials are all there are, so the model has to begin early.
     startup = max(2, search.count(space) // 3)
@@ -147,9 +147,18 @@ def judged(outcome: Outcome, cut: Cut | None) -> State | None:
 
 @dataclass(kw_only=True)
 class _Searched:
-    """What a search has found so far; ``best`` is the score and the lower loss, and the values that had them."""
+    """What a search has found so far.
+
+    Attributes:
+        trials: all of them.
+        seen: the last trial's evaluations, to where it was cut short.
+        seconds: of all trials together.
+        errors: by trial.
+        best: the best score and its loss, both so that more is better, and the values that had them.
+    """
 
     trials: list[Trial] = field(default_factory=list)
+    seen: tuple[float, ...] = ()
     seconds: float = 0.0
     errors: dict[str, str] = field(default_factory=dict)
     best: tuple[tuple[float, float], Mapping[str, float]] | None = None
@@ -173,14 +182,9 @@ def _search(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[Out
     """The trials of a cell, one after the other."""
     metric, search, space = study.metrics[cell.task], study.search, cell.space
     found = _Searched()
-    optimiser = optuna.create_study(direction=_direction(metric), sampler=_sampler(search, space))
-    if search.sampler_for(space) is Sampler.GRID:
-        for point in grid(space):
-            optimiser.enqueue_trial(point)
+    proposed = _gridded(search, space, found) if search.sampler_for(space) is Sampler.GRID else _sampled(search, space, found, metric)
     before: tuple[tuple[float, ...], ...] = ()
-    for number in range(search.count(space)):
-        asked = optimiser.ask(_distributions(space))
-        values = {name: float(value) for name, value in asked.params.items()}
+    for number, values in enumerate(proposed):
         cut = Cut(metric=metric, before=before, first=search.first, evaluations=search.evaluations) if search.prune else None
         (outcome,) = yield (Asked(job=study.trial(cell, values), cut=cut),)
         found.seconds += outcome.seconds
@@ -192,21 +196,51 @@ def _search(study: Study, cell: Cell) -> Generator[Sequence[Asked], Sequence[Out
         if outcome.error is not None:
             found.errors[f"trial {number}"] = outcome.error
         if score is not None:
-            optimiser.tell(asked, score)
             before = (*before, seen)
             # Of equal ones the lower loss.
             rank = (score if metric.larger_is_better else -score, -outcome.metrics.get("loss", 0.0))
             found.best = (rank, values) if found.best is None or rank > found.best[0] else found.best
         elif state is State.PRUNED:
-            cut_at = seen[: cut.length(seen)] if cut is not None else seen
-            for step, value in enumerate(cut_at):
-                asked.report(value, step)
-            optimiser.tell(asked, state=TrialState.PRUNED)
-            before = (*before, cut_at)
-        else:
-            optimiser.tell(asked, state=TrialState.FAIL)
+            seen = seen[: cut.length(seen)] if cut is not None else seen
+            before = (*before, seen)
+        found.seen = seen
         found.trials.append(Trial(values=values, state=state, score=score))
     return found
+
+
+def _gridded(search: Search, space: Space, found: _Searched) -> Iterator[dict[str, float]]:
+    """All settings of a grid, and beyond it as long as the best lies at an end."""
+    yield from grid(space)[: search.count(space)]
+    for _ in range(search.beyond(space)):
+        best = {} if found.best is None else found.best[1]
+        at_edge = (
+            (name, values.beyond(best[name], tried))
+            for name, values in space.items()
+            if isinstance(values, Listed) and name in best and values.widens
+            for tried in ([trial.values[name] for trial in found.trials],)
+            if values.at_edge(best[name], tried)
+        )
+        beyond = next(at_edge, None)
+        if beyond is None:
+            return
+        yield {**best, beyond[0]: beyond[1]}
+
+
+def _sampled(search: Search, space: Space, found: _Searched, metric: Metric) -> Iterator[dict[str, float]]:
+    """Settings that a sampler proposes by what came of those before."""
+    optimiser = optuna.create_study(direction=_direction(metric), sampler=_sampler(search, space))
+    for _ in range(search.count(space)):
+        asked = optimiser.ask(_distributions(space))
+        yield {name: float(value) for name, value in asked.params.items()}
+        trial = found.trials[-1]
+        if trial.score is not None:
+            optimiser.tell(asked, trial.score)
+        elif trial.state is State.PRUNED:
+            for step, value in enumerate(found.seen):
+                asked.report(value, step)
+            optimiser.tell(asked, state=TrialState.PRUNED)
+        else:
+            optimiser.tell(asked, state=TrialState.FAIL)
 
 
 def _score(outcome: Outcome, metric: Metric) -> float | None:

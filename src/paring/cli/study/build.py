@@ -12,7 +12,7 @@ from paring.cli.study.flags import filled, parsed, unfilled
 from paring.cli.study.parts import budgets_of, check_flags, metric_of, name_of, search_of, seeds_of, values_of, whole
 from paring.cli.study.text import Place, Text
 from paring.core.errors import ParingError, SettingError, near
-from paring.study.plan import Cell, Listed, Space, Study
+from paring.study.plan import Cell, Search, Space, Study
 from paring.study.records import named
 
 TOP = ("name", "settings", "tasks", "contestants", "budgets", "search", "seeds", "threads")
@@ -59,7 +59,12 @@ def build(text: Text, definitions: Mapping[str, str], command: str = "") -> Buil
     if count > MOST_CELLS:
         raise text.wrong(("tasks",), f"contestants on tasks at budgets are {count:,} comparisons; at most {MOST_CELLS:,} are one study.")
     metrics = {task: metric_of(text, task, definitions) for task in tasks}
-    cells = [cell for contestant in contestants for task in tasks for cell in _cells(text, contestant, task, budgets, common, definitions)]
+    cells = [
+        cell
+        for contestant in contestants
+        for task in tasks
+        for cell in _cells(text, contestant, task, budgets, (search, common), definitions)
+    ]
     study = Study(name=name_of(text), cells=tuple(cells), metrics=metrics, seeds=seeds_of(text), search=search, command=command)
     _check_budgets(text, budgets)
     _check_labels(text, cells)
@@ -111,10 +116,11 @@ def _cells(
     contestant: str,
     task: str,
     budgets: Mapping[str, Mapping[str, Any]],
-    common: Space,
+    searched_for_all: tuple[Search, Space],
     definitions: Mapping[str, str],
 ) -> list[Cell]:
     """A contestant on a task: once, or at each budget if one of its settings says so."""
+    search, common = searched_for_all
     place: Place = ("contestants", contestant)
     given = dict(text.mapping(place))
     searched = given.pop("search", None)
@@ -144,10 +150,10 @@ def _cells(
         raise text.wrong(place, f"contestant {contestant!r} has no learning_rate: search it (`search: learning_rate:`), or give one.")
     flags = {name: value for name, value in flags.items() if name not in space}
     if not {name for values in budgets.values() for name in values}.intersection(unfilled(given)):
-        return [_cell(text, place, contestant, task, None, space, flags, definitions)]
+        return [_cell(text, place, contestant, task, None, (search, space), flags, definitions)]
     cells = []
     for budget, values in budgets.items():
-        cells.append(_cell(text, place, contestant, task, budget, space, filled(flags, values), definitions))
+        cells.append(_cell(text, place, contestant, task, budget, (search, space), filled(flags, values), definitions))
     return cells
 
 
@@ -157,18 +163,18 @@ def _cell(
     contestant: str,
     task: str,
     budget: str | None,
-    space: Space,
+    searched: tuple[Search, Space],
     flags: Mapping[str, Any],
     definitions: Mapping[str, str],
 ) -> Cell:
     """A cell whose flags have been tried out at both ends of what is searched."""
+    search, space = searched
     missing = [name for name in unfilled(flags) if name not in definitions]
     if missing:
         known = [*definitions, *{name for values in budgets_of(text).values() for name in values}]
         where = next((line for line in _places(flags, missing[0], place, task) if line in text.lines), place)
         raise text.wrong(where, f"nothing says what ${missing[0]} is.{near(missing[0], known)} Give --define {missing[0]}=VALUE.")
-    for end in (min, max) if space else (min,):
-        values = {name: end(of.values if isinstance(of, Listed) else (of.low, of.high)) for name, of in space.items()}
+    for values in search.ends(space)[: 2 if space else 1]:
         try:
             _try(filled({**flags, **values, "seed": 0}, definitions))
         except ParingError as error:

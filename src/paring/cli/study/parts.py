@@ -17,7 +17,7 @@ from paring.core.errors import SettingError, near
 from paring.study.plan import Listed, Range, Sampler, Search, Space
 from paring.study.records import Metric
 
-SEARCH = ("trials", "sampler", "held", "evaluations", "prune", "first", "seed")
+SEARCH = ("trials", "sampler", "held", "evaluations", "prune", "first", "widen", "seed")
 MOST_SEEDS = 1000
 """Runs with other seeds that a study has of each contestant."""
 POINTS = frozenset({"accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "mean_token_accuracy"})

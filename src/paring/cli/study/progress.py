@@ -75,7 +75,8 @@ class Line:
         name = self.cells[job.contestant, job.task, job.budget]
         begun = self.begun_at.pop(job.label, None)
         self.done, self.failed = self.done + 1, self.failed + (outcome.state is State.FAILED)
-        self.left[name] -= 1
+        # With the first final run it is known how many trials there were.
+        self.left[name] = min(self.left[name], len(self.study.seeds)) - 1 if job.phase is Phase.FINAL else self.left[name] - 1
         if not found and begun is not None:
             self.seen.setdefault(name, []).append(time.perf_counter() - begun)
         if not found:

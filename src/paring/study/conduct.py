@@ -196,7 +196,9 @@ def estimated(study: Study, store: Store, probe: Callable[[Job], Estimate], *, t
     found: dict[str, Estimate | Died] = {}
     with Pool(probe, workers=1, threads=threads) as pool:
         for name, job in jobs.items():
-            stored = store.estimate(job.key)
+            # A probe also sees whether the task has the metric, which is no part of what a run is known by.
+            key = f"{job.key} {study.metrics[job.task].name}"
+            stored = store.estimate(key)
             if stored is not None:
                 found[name] = stored
                 continue
@@ -204,7 +206,7 @@ def estimated(study: Study, store: Store, probe: Callable[[Job], Estimate], *, t
             for _, result in pool.ended():
                 found[name] = result
                 if isinstance(result, Estimate):
-                    store.put_estimate(job.key, result)
+                    store.put_estimate(key, result)
     return found
 
 

@@ -345,6 +345,10 @@ def probe(job: Job) -> Estimate:
     return Estimate(setup=1.0, step=0.5, steps=10, score=2.0)
 
 
+def silent(job: Job) -> Estimate:
+    raise ImportError("not to be timed again")
+
+
 def test_the_time_is_told_from_a_probe_that_is_made_once(tmp_path: Path) -> None:
     plan = study(cell(), cell("broken", best=1e-4))
     with opened(tmp_path / "runs.db") as store:
@@ -355,7 +359,12 @@ def test_the_time_is_told_from_a_probe_that_is_made_once(tmp_path: Path) -> None
         known = {name: one for name, one in found.items() if isinstance(one, Estimate)}
         assert seconds_of(plan, known) == 8.0 * 5
         assert plan.runs == 10
-        assert store.estimate(plan.final(plan.cells[0], 0, {"learning_rate": 1e-3}).key) == known["LoRA on trec"]
+        # What is known is not timed again, unless the metric is another one, which a probe would miss.
+        again = estimated(study(cell()), store, silent)
+        assert again == known
+        other = estimated(study(cell(), metric=PERPLEXITY), store, silent)["LoRA on trec"]
+        assert isinstance(other, Died)
+        assert other.error == "not to be timed again"
 
 
 @pytest.mark.parametrize(

@@ -212,18 +212,22 @@ def _gridded(search: Search, space: Space, found: _Searched) -> Iterator[dict[st
     """All settings of a grid, and beyond it as long as the best lies at an end."""
     yield from grid(space)[: search.count(space)]
     for _ in range(search.beyond(space)):
-        best = {} if found.best is None else found.best[1]
-        at_edge = (
-            (name, values.beyond(best[name], tried))
-            for name, values in space.items()
-            if isinstance(values, Listed) and name in best and values.widens
-            for tried in ([trial.values[name] for trial in found.trials],)
-            if values.at_edge(best[name], tried)
-        )
-        beyond = next(at_edge, None)
-        if beyond is None:
+        values = _beyond(space, found)
+        if values is None:
             return
-        yield {**best, beyond[0]: beyond[1]}
+        yield values
+
+
+def _beyond(space: Space, found: _Searched) -> dict[str, float] | None:
+    """The best setting with the first knob moved on whose value lies at an end of what was tried; ``None`` if there is none."""
+    if found.best is None:
+        return None
+    best = found.best[1]
+    for name, values in space.items():
+        tried = [trial.values[name] for trial in found.trials]
+        if isinstance(values, Listed) and values.widens and values.at_edge(best[name], tried):
+            return {**best, name: values.beyond(best[name], tried)}
+    return None
 
 
 def _sampled(search: Search, space: Space, found: _Searched, metric: Metric) -> Iterator[dict[str, float]]:

@@ -111,7 +111,10 @@ def work(job: Job, data: Path) -> dict[str, Any]:
     learner = LEARNERS[job.model]
     base, task_type, train, held = begun(job, data)
     model = paring.adapt(
-        base.to(job.device), Spectral(budget=Share(share=job.share), rank=job.rank, alpha=16), task_type=task_type, seed=job.seed
+        base.to(job.device),
+        Spectral(budget=Share(share=job.share), rank=job.rank, alpha=16, quicken=0.0),
+        task_type=task_type,
+        seed=job.seed,
     )
     cutter = plan(model, steps=learner.steps)["default"]
     assert isinstance(cutter, Cutter)

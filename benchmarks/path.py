@@ -58,9 +58,9 @@ class Job:
 
 METHODS: dict[str, Method] = {
     **{f"LoRA r {rank}": LoRA(rank=rank, alpha=2 * rank) for rank in SWEPT},
-    "budget 1/8": Spectral(budget=Share(share=0.125)),
-    PATH: Spectral(budget=Share(share=1.0)),
-    SLOWER: Spectral(budget=Share(share=1.0)),
+    "budget 1/8": Spectral(budget=Share(share=0.125), quicken=0.0),
+    PATH: Spectral(budget=Share(share=1.0), quicken=0.0),
+    SLOWER: Spectral(budget=Share(share=1.0), quicken=0.0),
 }
 
 

@@ -184,8 +184,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
     "AdaLoRA": adalora,
     "spectral": cut(Variant()),
-    "spectral, knee": ours(lambda _: Spectral()),
-    "spectral, r 16, knee": ours(lambda _: Spectral(rank=16)),
+    "spectral, knee": ours(lambda _: Spectral(quicken=0.0)),
+    "spectral, r 16, knee": ours(lambda _: Spectral(rank=16, quicken=0.0)),
     **{f"spectral, {name}": cut(variant) for name, variant in VARIANTS.items()},
 }
 

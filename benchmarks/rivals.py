@@ -125,7 +125,7 @@ def spectral(share: float, score: Score = "size") -> Run:
     """The spectral cut to a budget."""
 
     def run(base: PreTrainedModel, job: Job, train: Callable[..., float], scored: Scored) -> list[dict[str, Any]]:
-        model = paring.adapt(base, Spectral(budget=Share(share=share), score=score), task_type="SEQ_CLS", seed=job.seed)
+        model = paring.adapt(base, Spectral(budget=Share(share=share), score=score, quicken=0.0), task_type="SEQ_CLS", seed=job.seed)
         plan(model, steps=TASKS[job.task].steps)
         seconds = train(model)
         return [{"parameters": paring.snapshot(model).parameters, "seconds": seconds, "share": share, **scored(model)}]

@@ -79,7 +79,7 @@ class Variant:
     """A way to cut.
 
     Attributes:
-        settings: of :class:`~paring.methods.spectral.Spectral`.
+        settings: of :class:`~paring.methods.spectral.Spectral`; ``quicken`` is 0 unless it is said here.
         leader: what makes the cuts.
         aimed: whether A begins in the directions of the gradient.
     """
@@ -125,7 +125,7 @@ def varied(base: nn.Module, variant: Variant, budget: Budget, *, steps: int, see
         look: where the gradient is asked for.
         more: of :func:`paring.adapt`.
     """
-    model = paring.adapt(base, Spectral(budget=budget, **variant.settings), seed=seed, **more)
+    model = paring.adapt(base, Spectral(budget=budget, **{"quicken": 0.0, **variant.settings}), seed=seed, **more)
     found = {path: slot for path, slot in slots(model).items() if isinstance(slot, Ordered)}
     if variant.aimed:
         aim(model, found, look)

@@ -49,8 +49,8 @@ def _fill(parser: ArgumentParser, argv: Sequence[str], *, path: bool) -> None:
         from paring.methods.spectral import Spectral
         from paring.parts.allocate.budget import Share
 
-        # A path begins with all parameters.
-        start = Spectral(budget=Share(share=1.0))
+        # A path begins with all parameters; what longer steps are worth to its stages, which have rates of their own, is not measured.
+        start = Spectral(budget=Share(share=1.0), quicken=0.0)
     add_settings(parser, method, TAKEN, start)
     if is_whole(method):
         _default_whole(parser, method, argv)

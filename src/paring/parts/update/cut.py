@@ -44,7 +44,7 @@ class Cut(Update):
     score: Score = "size"
     look: int = 8
     moments: Moments = "turn"
-    quicken: float = 0.0
+    quicken: float = 0.5
 
     def __post_init__(self) -> None:
         member("budget", self.budget, Budget)

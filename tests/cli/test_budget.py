@@ -87,6 +87,7 @@ def record(folder: Path) -> RunRecord:
 def test_a_budget_is_all_that_has_to_be_said(half: Path) -> None:
     done = record(half)
     assert 0.4 * done.start_parameters < done.parameters <= 0.5 * done.start_parameters
+    assert done.method["quicken"] == 0.5
     assert paring.read(half / "adapter").parameters == done.parameters
     assert json.loads((half / "adapter" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 

@@ -99,6 +99,7 @@ def test_a_tolerance_is_all_that_has_to_be_said(tolerant: Path) -> None:
     assert done.metrics["accuracy"] == done.path.stages[3].metrics["accuracy"]
     assert done.settings["rows"] == {"train": 48, "eval": 32}
     assert done.settings["chosen_by"] == 16
+    assert done.method["quicken"] == 0.0, "stages have rates of their own"
     assert done.path.stages[0].memorization == done.path.stages[0].generalization == 100.0
 
 

@@ -13,6 +13,8 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +55,56 @@ def distance(got: list[Tensor], wanted: list[Tensor]) -> float:
     return float(sum((a - b).double().square().sum() for a, b in zip(got, wanted, strict=True)))
 
 
-def work(job: Job, folder: Path) -> dict[str, Any]:
-    """Train and score one run."""
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """What a pattern's runs share.
+
+    Attributes:
+        fit, unseen: texts to train on and to be scored on.
+        wanted, goal: the planted encoder's hidden states of these.
+        limit: squared distance to ``goal`` without adapter.
+        ranks: that were planted, by module path.
+        parameters, start: of the planted updates, and of a LoRA of rank 8.
+    """
+
+    fit: Examples
+    unseen: Examples
+    wanted: list[Tensor]
+    goal: list[Tensor]
+    limit: float
+    ranks: dict[str, int]
+    parameters: int
+    start: int
+
+
+@lru_cache(maxsize=1)
+def planted(folder: Path, pattern: int, norm: float, device: str) -> Planted:
+    """Plant; what follows for all texts is computed once for the runs of a process that follow each other."""
     fit, unseen = examples(folder, "trec", "train", length=64), examples(folder, "trec", "dev", length=64)
-    device = job.device
     teacher = AutoModel.from_pretrained(encoder()).to(device).eval()
     before = states(teacher, unseen, device)
-    ranks = plant(teacher, Planting(pattern=job.pattern, size=job.norm))
+    ranks = plant(teacher, Planting(pattern=pattern, size=norm))
     costs = {name: module.in_features + module.out_features for name, module in places(teacher).items()}
-    planted, start = sum(rank * costs[name] for name, rank in ranks.items()), 8 * sum(costs.values())
     wanted, goal = states(teacher, fit, device), states(teacher, unseen, device)
-    del teacher
-    budget = None if job.budget is None else round(job.budget * planted)
-    budget = budget if job.share is None else round(job.share * start)
+    return Planted(
+        fit=fit,
+        unseen=unseen,
+        wanted=wanted,
+        goal=goal,
+        limit=distance(before, goal),
+        ranks=ranks,
+        parameters=sum(rank * costs[name] for name, rank in ranks.items()),
+        start=8 * sum(costs.values()),
+    )
+
+
+def work(job: Job, folder: Path) -> dict[str, Any]:
+    """Train and score one run."""
+    device = job.device
+    of = planted(folder, job.pattern, job.norm, device)
+    fit, unseen, wanted, ranks = of.fit, of.unseen, of.wanted, of.ranks
+    budget = None if job.budget is None else round(job.budget * of.parameters)
+    budget = budget if job.share is None else round(job.share * of.start)
 
     def loss(model: nn.Module, rows: list[int]) -> Tensor:
         return squares(model, fit, wanted, rows, job)
@@ -81,12 +120,11 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
             module.p = 0.0
     seconds = fitted(model, (loss(model, rows) for rows in order()), job, after)
     model.eval()
-    limit = distance(before, goal)
 
     def scored(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
         left = {path: adapter.ranks.get(path, 0) for path in ranks}
         return {
-            "error": distance(states(model, unseen, device), goal) / limit,
+            "error": distance(states(model, unseen, device), of.goal) / of.limit,
             "parameters": adapter.parameters,
             "rank_error": sum(abs(left[path] - rank) for path, rank in ranks.items()),
             "ranks": left,
@@ -96,9 +134,9 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     return {
         "job": vars(job),
         **scored(model, adapter),
-        "cuts": [{**place, **scored(*cut)} for place, cut in after.cuts(model, planted, start)],
-        "planted_parameters": planted,
-        "start_parameters": start,
+        "cuts": [{**place, **scored(*cut)} for place, cut in after.cuts(model, of.parameters, of.start)],
+        "planted_parameters": of.parameters,
+        "start_parameters": of.start,
         "planted_ranks": sum(ranks.values()),
         "planted": ranks,
         "seconds": seconds,

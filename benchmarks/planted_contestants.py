@@ -168,7 +168,7 @@ def adalora(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built
 
 
 def cut(variant: Variant) -> Contestant:
-    """The spectral cut, as it is or as it was tried."""
+    """The spectral cut, plain or as it was tried."""
 
     def build(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
         size = Parameters(count=budget or 1)

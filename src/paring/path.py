@@ -62,7 +62,7 @@ def pare(
 
     Args:
         model: with an adapter of method :class:`~paring.methods.spectral.Spectral` that has all its parameters,
-            ``budget=Share(share=1.0)``; or one with gates, for ``Rise``.
+            ``budget=Share(share=1.0)``, and ``quicken=0.0`` as ``paring path`` has it by default; or one with gates, for ``Rise``.
         make_trainer: called with the stage's index and goal (its most parameters, or its penalty), returns a new trainer of ``model``. The
             first stage is the training in full; a quarter of its steps is enough for the later ones. With ``resume`` each stage needs an
             ``output_dir`` of its own, whose checkpoints it then goes on from.

@@ -309,7 +309,7 @@ def main() -> None:
         if name != "AdaLoRA" or share is None or 8 * share >= 1
     ]
     found = run(jobs)
-    pairs = [row for ours in ("spectral", "spectral, by loss") if ours in rates for row in paired(found, ours)]
+    pairs = [row for ours in rates if ours.startswith("spectral") for row in paired(found, ours)]
     for row in summary(found):
         print(
             f"{row['contestant']:26} {_size(row['budget'], row['share']):14} rate {row['rate']:.0e}  error {row['error']:.4f} "

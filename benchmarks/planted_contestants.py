@@ -189,7 +189,8 @@ CONTESTANTS: dict[str, Contestant] = {
     **{f"spectral, {name}": cut(variant) for name, variant in VARIANTS.items()},
 }
 
-PEERS = ("LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", "AdaLoRA", "spectral", "spectral, by loss")
+PEERS = ("LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", "AdaLoRA", "spectral, longer steps", "spectral", "spectral, by loss")
+"""What is run unless it is said otherwise; the cut as paring offers it is the one with longer steps."""
 
 FIXED = frozenset({"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))})
 """Those that are not told a size."""

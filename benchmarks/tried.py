@@ -106,7 +106,8 @@ def main() -> None:
     rows = summary(found)
     for row in rows:
         print(f"{row['task']:9} {row['share']:.4f} {row['variant']:18} {100 * row['mean']:.2f}  {row['difference']:+.2f} points")
-    save("tried", {"rows": rows, "rate": given.rate, "head": given.head, "dtype": given.dtype}, measured(list(found.values())))
+    about = {"plain": PLAIN, "rate": given.rate, "head": given.head, "dtype": given.dtype}
+    save("tried", {"rows": rows, **about}, measured(list(found.values())))
 
 
 def told(job: Job, row: dict[str, Any]) -> str:

@@ -91,8 +91,8 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "by loss": Variant(settings={"score": "loss"}),
-    "quick": Variant(settings={"quicken": 0.5}),
-    "by loss, quick": Variant(settings={"score": "loss", "quicken": 0.5}),
+    "longer steps": Variant(settings={"quicken": 0.5}),
+    "by loss, longer steps": Variant(settings={"score": "loss", "quicken": 0.5}),
     "1 cut": Variant(settings={"cuts": 1}),
     "6 cuts": Variant(settings={"cuts": 6}),
     "until .3": Variant(settings={"until": 0.3}),

@@ -126,7 +126,9 @@ def test_a_study_from_its_file_to_its_report(
     assert str(bert) not in results.decode()
     with sqlite3.connect(folder / "runs.db") as connection:
         before = connection.execute("SELECT key, started FROM runs ORDER BY key").fetchall()
+        outcomes = [json.loads(text) for (text,) in connection.execute("SELECT outcome FROM runs")]
     assert len(before) == 6
+    assert all(outcome["defaults"]["weight_decay"] == 0.0 for outcome in outcomes)
     assert run("study", file, "--no_probe", define=define, workers=2) == 0
     with sqlite3.connect(folder / "runs.db") as connection:
         assert connection.execute("SELECT key, started FROM runs ORDER BY key").fetchall() == before

@@ -24,6 +24,9 @@ class Watch(Protocol):
     def ended(self, asked: Asked, outcome: Outcome, *, found: bool) -> None:
         """A run has ended, or was found among those that had."""
 
+    def outdated(self, asked: Asked, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        """A run that was found had other defaults, here as then and now, so it is made again."""
+
 
 @dataclass(eq=False)
 class _Chain:
@@ -43,6 +46,7 @@ def conduct(
     workers: int = 1,
     threads: int = 1,
     retry: bool = False,
+    today: Callable[[Job], Mapping[str, Any]] | None = None,
     watch: Watch | None = None,
 ) -> Findings:
     """Make all runs that are not in the store yet, and gather what was found.
@@ -54,6 +58,7 @@ def conduct(
         workers: processes.
         threads: of each; results may depend on it in their last bits. It is noted with each run, and no part of what a run is known by.
         retry: make runs again that had failed.
+        today: what a run has by default; one in the store that had other defaults is made again. ``None`` takes all that are there.
         watch: is told how it goes.
 
     Returns:
@@ -101,6 +106,11 @@ def conduct(
         stored = store.get(asked.job)
         if stored is not None and stored.state is State.FAILED and retry and key not in fresh:
             stored = None
+        if stored is not None and today is not None and stored.defaults:
+            changed = stored.outdated(today(asked.job))
+            if changed and watch is not None:
+                watch.outdated(asked, changed)
+            stored = None if changed else stored
         if stored is not None and judged(stored, asked.cut) is not None:
             ready.append((chain, place, stored, key not in fresh))
         elif key in shared:

@@ -90,6 +90,7 @@ class Outcome:
         started: ISO 8601 time, UTC.
         versions: package name to version.
         machine: processor, cores, threads, accelerator, as plain data.
+        defaults: what it had by default, by setting, as plain data; empty if that was not noted.
     """
 
     state: State
@@ -107,6 +108,12 @@ class Outcome:
     started: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def outdated(self, today: Mapping[str, Any]) -> Mapping[str, tuple[Any, Any]]:
+        """The defaults that are others today, as then and now; what only one of them knows has changed nothing."""
+        both = self.defaults.keys() & today.keys()
+        return {name: (self.defaults[name], today[name]) for name in sorted(both) if self.defaults[name] != today[name]}
 
     def encode(self) -> str:
         """As JSON text, keys sorted."""

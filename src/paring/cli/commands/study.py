@@ -74,6 +74,7 @@ def run(options: Options) -> int:
 
 def _conduct(options: Options, built: Built, store: Store, folder: Path, workers: int) -> int:
     from paring.cli.console import INTERRUPTED, say
+    from paring.cli.study.defaults import Defaults
     from paring.cli.study.progress import Line
     from paring.cli.study.told import plan_told, runs_told
     from paring.cli.study.work import Worker
@@ -97,6 +98,7 @@ def _conduct(options: Options, built: Built, store: Store, folder: Path, workers
                 workers=workers,
                 threads=built.threads,
                 retry=options.retry_failed,
+                today=Defaults(definitions=built.definitions),
                 watch=line,
             )
     except KeyboardInterrupt:

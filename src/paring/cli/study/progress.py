@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -82,6 +83,11 @@ class Line:
         if not found:
             self._say(f"{self._count()}  {self._told(job, outcome)}")
         self._show()
+
+    def outdated(self, asked: Asked, changed: Mapping[str, tuple[Any, Any]]) -> None:
+        """A run that was found had other defaults."""
+        said = ", ".join(f"{name} {then} (today {now})" for name, (then, now) in changed.items())
+        self._say(f"{asked.job.label} was made with the defaults of another release, {said}; it is made again")
 
     def _told(self, job: Job, outcome: Outcome) -> str:
         values = ", ".join(f"{name} {value:g}" for name, value in job.settings.get("values", {}).items())

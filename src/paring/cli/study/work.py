@@ -23,6 +23,7 @@ from paring.cli.data.metrics import METRICS
 from paring.cli.run.finish import final_metrics
 from paring.cli.study import contestants, memory
 from paring.cli.study.code import code_versions
+from paring.cli.study.defaults import Defaults
 from paring.cli.study.faults import fault_of
 from paring.cli.study.made import Made, make
 from paring.cli.study.planted import METRICS as PLANTED
@@ -88,6 +89,7 @@ class Worker:
         about: dict[str, Any] = {"started": begun, "versions": code_versions(), "machine": machine()}
         recorder = Recorder()
         try:
+            about["defaults"] = Defaults(definitions=self.definitions)(asked.job)
             with _quiet(), tempfile.TemporaryDirectory(prefix="paring-study-") as folder:
                 outcome = _run(asked, self.definitions, recorder, Path(folder))
         except (ParingError, MemoryError, torch.OutOfMemoryError, OSError, RuntimeError, ValueError) as error:

@@ -305,8 +305,8 @@ def main() -> None:
         Job(contestant=name, budget=budget, share=share, pattern=pattern, seed=seed, rate=rates[name], **place)
         for seed, pattern, name in itertools.product(range(given.seeds), range(given.patterns), given.contestants)
         for budget, share in ([(None, None)] if name in FIXED else sizes)
-        # AdaLoRA is asked for a mean rank, and has none below one.
-        if name != "AdaLoRA" or share is None or 8 * share >= 1
+        # AdaLoRA is asked for a mean rank: none below one, and one is what the planted size comes to.
+        if name != "AdaLoRA" or (not given.shares if share is None else 8 * share >= 1)
     ]
     found = run(jobs)
     pairs = [row for ours in rates if ours.startswith("spectral") for row in paired(found, ours)]

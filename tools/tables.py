@@ -311,23 +311,6 @@ def rivals(result: Mapping[str, Any]) -> str:
     return f"{table}\n\n{versus}"
 
 
-def tried(result: Mapping[str, Any]) -> str:
-    """A row for each variant, over sizes and seeds of each task."""
-    tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
-    groups: dict[str, dict[str, list[float]]] = {}
-    for row in result["rows"]:
-        groups.setdefault(row["variant"], {}).setdefault(row["task"], []).extend(row["differences"])
-    head = ("variant", *(f"{task}, minus {result['plain']} [least, most]" for task in tasks), "pairs")
-    return rows(
-        head,
-        (
-            (name, *(_points(found[task], 1.0, "+") if task in found else "" for task in tasks), str(sum(map(len, found.values()))))
-            for name, found in groups.items()
-            if name != result["plain"]
-        ),
-    )
-
-
 def merging(result: Mapping[str, Any]) -> str:
     """A row for each way and kind of start."""
 
@@ -466,7 +449,6 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "planted": planted,
     "planted-knee": planted,
     "planted-peers": planted,
-    "tried": tried,
     "budgets": budgets,
     "path": path,
     "compress": compress,

@@ -118,7 +118,7 @@ def test_a_study_from_its_file_to_its_report(
     assert not (folder / "results.json").exists()
     assert run("study", file, define=define, max_hours=1e-9) == 1
     assert "more than --max_hours" in capsys.readouterr().err
-    assert run("study", file, "--no_probe", define=define) == 0
+    assert run("study", file, "--no_probe", define=define, workers=1) == 0
     outputs = capsys.readouterr()
     assert outputs.out.strip() == str(folder / "report.html")
     assert "6 of at most 6 runs" in outputs.err

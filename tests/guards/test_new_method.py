@@ -93,6 +93,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_it_collects_as_many_contract_tests_as_sora(tree: Path) -> None:
     listed = run(["-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/contract"], tree, tree / "src")
     # The new method has no dropout, which one test is about.

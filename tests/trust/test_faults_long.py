@@ -44,6 +44,7 @@ def counts(found: dict[str, Any], start: int) -> dict[str, set[int]]:
 
 
 @flat
+@pytest.mark.slow
 def test_counts_stay_flat(tmp_path: Path) -> None:
     found = conducted(tmp_path, 100, 10)
     assert {name: values for name, values in counts(found, 1).items() if len(values) > 1} == {}

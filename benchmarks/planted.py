@@ -77,11 +77,18 @@ class Planted:
     start: int
 
 
+def base(layers: int | None) -> nn.Module:
+    """The encoder, or its first layers."""
+    less = {} if layers is None else {"num_hidden_layers": layers}
+    model: nn.Module = AutoModel.from_pretrained(encoder(), **less)
+    return model
+
+
 @lru_cache(maxsize=1)
-def planted(folder: Path, pattern: int, norm: float, device: str) -> Planted:
+def planted(folder: Path, pattern: int, norm: float, layers: int | None, device: str) -> Planted:
     """Plant; what follows for all texts is computed once for the runs of a process that follow each other."""
     fit, unseen = examples(folder, "trec", "train", length=64), examples(folder, "trec", "dev", length=64)
-    teacher = AutoModel.from_pretrained(encoder()).to(device).eval()
+    teacher = base(layers).to(device).eval()
     before = states(teacher, unseen, device)
     ranks = plant(teacher, Planting(pattern=pattern, size=norm))
     costs = {name: module.in_features + module.out_features for name, module in places(teacher).items()}
@@ -101,7 +108,7 @@ def planted(folder: Path, pattern: int, norm: float, device: str) -> Planted:
 def work(job: Job, folder: Path) -> dict[str, Any]:
     """Train and score one run."""
     device = job.device
-    of = planted(folder, job.pattern, job.norm, device)
+    of = planted(folder, job.pattern, job.norm, job.layers, device)
     fit, unseen, wanted, ranks = of.fit, of.unseen, of.wanted, of.ranks
     budget = None if job.budget is None else round(job.budget * of.parameters)
     budget = budget if job.share is None else round(job.share * of.start)
@@ -113,7 +120,7 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
         return batches(fit, job.size, torch.Generator().manual_seed(job.seed))
 
     look = Look(list(itertools.islice(order(), 8)), loss)
-    model, after = CONTESTANTS[job.contestant](AutoModel.from_pretrained(encoder()).to(device), job, budget, look)
+    model, after = CONTESTANTS[job.contestant](base(job.layers).to(device), job, budget, look)
     model.train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -277,6 +284,7 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3], help="of several, each contestant's best on a pattern of its own")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--size", type=int, default=32, help="texts a step")
+    parser.add_argument("--layers", type=int, help="of the encoder, from the first on; by default all")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1)
@@ -284,7 +292,8 @@ def main() -> None:
     parser.add_argument("--log", type=Path, help="by default beside the results")
     given = parser.parse_args()
     log = given.log or RESULTS / f"{given.name}.jsonl"
-    place = {"size": given.size, "device": given.device, "dtype": given.dtype, "norm": given.norm, "steps": given.steps}
+    scale = {"size": given.size, "dtype": given.dtype, "norm": given.norm, "steps": given.steps, "layers": given.layers}
+    place = {"device": given.device, **scale}
     sizes = [*((budget, None) for budget in given.budgets), *((None, share) for share in given.shares)]
 
     def run(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -322,8 +331,8 @@ def main() -> None:
             f"{row['ours']:18} {_size(row['budget'], row['share']):14} {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}] of the "
             f"error of {peer} ({row['among']})"
         )
-    about = {"norm": given.norm, "steps": given.steps, "size": given.size, "dtype": given.dtype, "rates": given.rates}
-    save(given.name, {"rows": summary(found), "pairs": pairs, "tuned": tuned, "planted": Planting().ranks, **about}, measured(found))
+    about = {"planted": Planting().ranks, "rates": given.rates, **scale}
+    save(given.name, {"rows": summary(found), "pairs": pairs, "tuned": tuned, **about}, measured(found))
 
 
 def told(job: Job, row: dict[str, Any]) -> str:

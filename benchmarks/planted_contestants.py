@@ -40,6 +40,7 @@ class Job:
         pattern: seed of the planted updates.
         seed: of the adapter's start and the order of the texts.
         rate, steps, size: main learning rate, optimizer steps, texts a step.
+        layers: of the encoder that are taken, from the first on; ``None`` takes all.
         device, dtype: where, and ``bf16`` for autocast.
     """
 
@@ -52,6 +53,7 @@ class Job:
     rate: float = 3e-3
     steps: int = 600
     size: int
+    layers: int | None = None
     device: str
     dtype: str
 

@@ -448,7 +448,6 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "attach": attach,
     "planted": planted,
     "planted-knee": planted,
-    "planted-peers": planted,
     "budgets": budgets,
     "path": path,
     "compress": compress,

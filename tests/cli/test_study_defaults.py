@@ -80,3 +80,18 @@ def test_a_run_that_noted_no_defaults_is_taken(tmp_path: Path) -> None:
 
 def broken(asked: Asked) -> Outcome:
     raise AssertionError("no run is to be made")
+
+
+def test_a_run_of_this_study_is_not_made_again(tmp_path: Path) -> None:
+    """Two cells share it, and its process had other defaults than the one that asks, as after an upgrade in the midst of a study."""
+    log = tmp_path / "log"
+    cells = tuple(replace(CELL, contestant=name, settings={"log": str(log)}) for name in ("LoRA", "the same"))
+    with opened(tmp_path / "runs.db") as store:
+        conduct(replace(STUDY, cells=cells), store, counted, workers=1, today=lambda job: {"quicken": 0.5})
+    assert log.read_text() == "0\n1\n"
+
+
+def counted(asked: Asked) -> Outcome:
+    with Path(asked.job.settings["log"]).open("a") as file:
+        file.write(f"{asked.job.seed}\n")
+    return scored(asked)

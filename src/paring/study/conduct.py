@@ -99,18 +99,22 @@ def conduct(
         for place in chain.waiting:
             look(chain, place)
 
+    def outdated(asked: Asked, stored: Outcome) -> bool:
+        """Whether a run had other defaults than it would have today, of which is told."""
+        if today is None or not stored.defaults:
+            return False
+        changed = stored.outdated(today(asked.job))
+        if changed and watch is not None:
+            watch.outdated(asked, changed)
+        return bool(changed)
+
     def look(chain: _Chain, place: int) -> None:
         """Take a run from the store, wait for the same one of another cell, or put it into the queue."""
         asked = chain.waiting[place]
         key = asked.job.key
         stored = store.get(asked.job)
-        if stored is not None and stored.state is State.FAILED and retry and key not in fresh:
+        if stored is not None and key not in fresh and (outdated(asked, stored) or (retry and stored.state is State.FAILED)):
             stored = None
-        if stored is not None and today is not None and stored.defaults:
-            changed = stored.outdated(today(asked.job))
-            if changed and watch is not None:
-                watch.outdated(asked, changed)
-            stored = None if changed else stored
         if stored is not None and judged(stored, asked.cut) is not None:
             ready.append((chain, place, stored, key not in fresh))
         elif key in shared:

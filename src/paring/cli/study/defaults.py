@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from paring.cli.study.flags import OWN, filled, parsed
-from paring.core.coding import Coded
+from paring.cli.study.flags import OWN, flags_of, parsed
 from paring.study.records import Job
 
 
@@ -31,18 +30,17 @@ class Defaults:
         Raises:
             SettingError: what is given is refused.
         """
-        given = filled({**job.settings["flags"], **job.settings["values"]}, self.definitions)
-        return _open(json.dumps(given, sort_keys=True))
+        return _open(json.dumps(flags_of(job, self.definitions), sort_keys=True))
 
 
 @lru_cache(maxsize=256)
 def _open(text: str) -> Mapping[str, Any]:
-    given = json.loads(text)
-    run = parsed(given, "study")
+    flags = json.loads(text)
+    run = parsed(flags, "study")
     known: dict[str, Any] = {}
     for group in (run.options.model, run.options.data, run.options.adapter, run.options.training):
         known |= vars(group)
-    if isinstance(run.method, Coded):
+    if run.method is not None:
         known |= run.method.encode()
-    found: dict[str, Any] = json.loads(json.dumps({name: value for name, value in known.items() if name not in {*given, *OWN, "name"}}))
+    found: dict[str, Any] = json.loads(json.dumps({name: value for name, value in known.items() if name not in {*flags, *OWN, "name"}}))
     return found

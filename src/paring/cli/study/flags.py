@@ -19,6 +19,7 @@ from paring.core.errors import SettingError, near
 
 if TYPE_CHECKING:
     from paring.method import Method
+    from paring.study.records import Job
     from paring.train.whole import Whole
 
 OWN = {
@@ -111,6 +112,12 @@ def filled(value: Any, names: Mapping[str, Any]) -> Any:
     if whole and (name := whole["name"] or whole["braced"]) in names:
         return names[name]
     return _NAME.sub(lambda found: str(names.get(found["name"] or found["braced"], found[0])), value)
+
+
+def flags_of(job: Job, definitions: Mapping[str, str]) -> dict[str, Any]:
+    """The flags of a run but for its seed: the file's, and what was chosen of what is searched over."""
+    found: dict[str, Any] = filled({**job.settings["flags"], **job.settings["values"]}, definitions)
+    return found
 
 
 def unfilled(value: Any) -> list[str]:

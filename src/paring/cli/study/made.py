@@ -20,7 +20,7 @@ from paring.cli.run.start import calibrate_for, first_batches
 from paring.cli.run.trainer import Rows, make_trainer
 from paring.cli.run.whole import precise
 from paring.cli.study import contestants
-from paring.cli.study.flags import Run, filled, parsed
+from paring.cli.study.flags import Run, flags_of, parsed
 from paring.cli.study.planted import load_planted, planted_options, planted_trainer, planting
 from paring.core.errors import DataError, SettingError
 from paring.method import Method
@@ -52,8 +52,7 @@ def steps_of(options: TrainOptions, rows: int) -> int:
 
 def make(job: Job, definitions: Mapping[str, str], recorder: Recorder, folder: Path, *, steps: int | None = None) -> Made:
     """Everything up to the first step, of the first few steps alone if so asked."""
-    given = filled({**job.settings["flags"], **job.settings["values"], "seed": job.seed}, definitions)
-    run = parsed(given, str(folder))
+    run = parsed({**flags_of(job, definitions), "seed": job.seed}, str(folder))
     # Nothing is saved, and what is evaluated when is the study's to say.
     quiet = WatchOptions(eval_strategy="no", save_strategy="no")
     options = replace(run.options, watch=quiet)

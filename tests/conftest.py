@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import jaxtyping
@@ -22,6 +23,8 @@ jaxtyping.install_import_hook(
 )
 # Tiny models: a second thread costs more in waiting than it computes, and far more where the machine is busy.
 torch.set_num_threads(1)
+# What a disk loses with the power no test can see, and thousands of exports would wait for it. Other processes have their own.
+os.fsync = lambda _: None
 
 
 def pytest_collection_finish() -> None:

@@ -213,16 +213,18 @@ def _own() -> list[str]:
     return sorted(item.name for item in pkgutil.iter_modules(package.__path__) if not item.name.startswith("_"))
 
 
-def load(name: str) -> type[Method]:
-    """The class of a method.
+def find(name: str) -> type[Method] | None:
+    """The class of a method, or ``None`` where no method has this name.
 
     Raises:
-        SettingError: no method has this name (near names are shown), or its file does not define it.
+        SettingError: the file of the method does not define it.
     """
-    if name not in names():
-        raise SettingError(f"Unknown method {name!r}.{near(name, names())} Known: {', '.join(names())}.")
+    # The own folder first: to list what other packages bring is to read the metadata of all that is installed.
+    own = name in _own()
+    if not own and name not in names():
+        return None
     if name not in Method.members:
-        if name in _own():
+        if own:
             # The one dynamic import of the package: a file name out of the folder's own listing, never a path out of a file.
             importlib.import_module(f"paring.methods.{name}")
         else:
@@ -230,6 +232,18 @@ def load(name: str) -> type[Method]:
     member = Method.members.get(name)
     if member is None or not issubclass(member, Method):
         raise SettingError(f"The file of method {name!r} defines no Method subclass with name = {name!r}.")
+    return member
+
+
+def load(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        SettingError: no method has this name (near names are shown), or its file does not define it.
+    """
+    member = find(name)
+    if member is None:
+        raise SettingError(f"Unknown method {name!r}.{near(name, names())} Known: {', '.join(names())}.")
     return member
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -185,13 +186,15 @@ def _side(adapter: Adapter, layout: Layout, command: str | None, files: list[str
             }
             for path, update in adapter.updates.items()
         },
-        "versions": _versions(),
+        "versions": dict(_versions()),
         "command": command,
         "files": files,
     }
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
+    """Of what runs here; read once, for what is imported stays."""
     found = {}
     for name in ("paring", "torch", "transformers", "peft", "safetensors"):
         try:

@@ -47,10 +47,11 @@ def kind_of(name: str) -> type[Method] | type[Whole]:
     Raises:
         SettingError: there is neither of this name.
     """
-    from paring.method import load, names
+    from paring.method import find, names
 
-    if name in names():
-        return load(name)
+    method = find(name)
+    if method is not None:
+        return method
     # Only for what is no method: this import takes seconds.
     from paring.train.whole import Whole
 

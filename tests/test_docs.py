@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import functools
+import io
 import json
 import re
 import shlex
@@ -358,20 +361,27 @@ def test_settings_that_are_named_exist(page: Path) -> None:
         assert given <= {item.name for item in dataclasses.fields(known[name])}, inside
 
 
+@functools.cache
+def help_of_all() -> str:
+    """What all commands say of their flags."""
+    # Other flags of a method's own are shown beside it.
+    trained = ("train", "train --budget 1k", "train --method dora")
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect", "study"):
+            main([*command.split(), "--help"])
+    return said.getvalue()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_parse(page: Path) -> None:
     lines = [line for text in blocks(page, "sh") for line in text.replace("\\\n", " ").splitlines()]
     for line in lines:
         words = shlex.split(line, comments=True)
         if words[:1] == ["paring"]:
             assert main([*words[1:], "--print_config"]) == 0, line
     flags = set(re.findall(r"`(--\w+)", page.read_text())) - {"--max", "--no"}
-    helped = ""
-    # Other flags of a method's own are shown beside it.
-    trained = ("train", "train --budget 1k", "train --method dora")
-    for command in (*trained, "path", "export", "extract", "merge", "verify", "predict", "eval", "fuse", "inspect", "study"):
-        main([*command.split(), "--help"])
-        helped += capsys.readouterr().out
+    helped = help_of_all()
     # The last two are accelerate's.
     assert {flag for flag in flags if flag not in helped} <= {"--debug", "--config", "--multi_gpu", "--use_fsdp"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -428,26 +429,34 @@ def test_where_nothing_stands_out_nothing_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize("score", ["size", "loss"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 11, 12, 15])
 def test_resumed_equals_uninterrupted(stop: int, score: Score, budget: Budget, tmp_path: Path) -> None:
-    def fresh() -> tuple[PeftModel, torch.optim.Optimizer]:
-        model = adapted(budget=budget, score=score, look=2, quicken=0.5 if score == "size" else 0.0)
-        return model, optimizer_of(model)
-
-    whole, optimizer = fresh()
-    plan(whole, steps=STEPS)
-    train(whole, optimizer, range(STEPS))
-    first, optimizer = fresh()
+    first, optimizer = unplanned(score, budget)
     plan(first, steps=STEPS)
     train(first, optimizer, range(stop))
     torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
-    again, optimizer = fresh()
+    again, optimizer = unplanned(score, budget)
     plan(again, steps=STEPS)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     again.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     train(again, optimizer, range(stop, STEPS))
-    states = whole.state_dict(), again.state_dict()
+    states = uninterrupted(score, budget), again.state_dict()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def unplanned(score: Score, budget: Budget) -> tuple[PeftModel, torch.optim.Optimizer]:
+    """A model at its start."""
+    model = adapted(budget=budget, score=score, look=2, quicken=0.5 if score == "size" else 0.0)
+    return model, optimizer_of(model)
+
+
+@functools.cache
+def uninterrupted(score: Score, budget: Budget) -> dict[str, Any]:
+    """The state of a model that was trained without a stop."""
+    model, optimizer = unplanned(score, budget)
+    plan(model, steps=STEPS)
+    train(model, optimizer, range(STEPS))
+    return model.state_dict()
 
 
 def test_a_training_that_is_made_shorter_is_cut_at_once(tmp_path: Path) -> None:

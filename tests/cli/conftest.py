@@ -147,6 +147,11 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def whole_programs(unchecked: None) -> None:
+    """Shapes and types are checked where each part has its tests; here whole programs run, in which that is a quarter of the time."""
+
+
+@pytest.fixture(autouse=True)
 def plain_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing the report takes longer than all the rest of a tiny run; the one of ``trained`` is real."""
     monkeypatch.setattr("paring.report.write_report", lambda record, path, overwrite: Path(path).write_text(record.title, encoding="utf-8"))

@@ -41,6 +41,7 @@ def own_methods() -> list[type[method.Method] | type[Whole]]:
     return [kind_of(name) for name in (*names, *Whole.members)]
 
 
+@functools.cache
 def table(pages: str) -> str:
     """One row for each method.
 
@@ -84,6 +85,7 @@ def in_a_sentence(title: str) -> str:
     return title[:1].lower() + title[1:] if title.split(maxsplit=1)[0][1:].islower() else title
 
 
+@functools.cache
 def page(cls: type[method.Method] | type[Whole]) -> str:
     """A method's page: its module's docstring, its facts and its settings."""
     about, module = cls.about, cls.__module__

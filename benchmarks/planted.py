@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from environment import RESULTS, environment, save
-from planted_contestants import CONTESTANTS, FIXED, PEERS, SHARES, After, Job
+from planted_contestants import CONTESTANTS, FIXED, PEERS, SHARES, UNTRAINED, After, Job
 from runs import measured, resumed
 from scipy.stats import ttest_1samp
 from tasks import Examples, batches, encoder, examples
@@ -31,6 +31,9 @@ from variants import Look
 from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
 from paring.train import create_optimizer
+
+NEAR = {"any": math.inf, "at most twice as large": 2.0, "at most a quarter larger": 1.25}
+"""How much larger a peer may be: what is said of it, and how many times."""
 
 TUNING = 1000
 """The pattern that rates are chosen on, and nothing else is scored on."""
@@ -125,7 +128,7 @@ def work(job: Job, folder: Path) -> dict[str, Any]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    seconds = fitted(model, (loss(model, rows) for rows in order()), job, after)
+    seconds = fitted(model, (loss(model, rows) for rows in order()), job, after) if after.trained else 0.0
     model.eval()
 
     def scored(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def cut_short(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for cut in row.get("cuts", []):
             job = {
                 **row["job"],
-                "contestant": f"{row['job']['contestant']}, cut at the end",
+                "contestant": f"{row['job']['contestant']}, cut{'' if row['job']['contestant'] in UNTRAINED else ' at the end'}",
                 "budget": cut["budget"],
                 "share": cut["share"],
             }
@@ -183,7 +186,7 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "contestant": key[0],
                 "budget": key[1],
                 "share": key[2],
-                "rate": key[3],
+                "rate": None if key[0].startswith(tuple(UNTRAINED)) else key[3],
                 "runs": len(group),
                 "patterns": len({row["job"]["pattern"] for row in group}),
                 "error": statistics.mean(errors),
@@ -240,8 +243,9 @@ def paired(found: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
     size = {key: statistics.fmean(row["parameters"] for row in rows.values()) for key, rows in groups.items()}
     made = []
     for key in (key for key in groups if key[0] == ours):
-        peers = [other for other in groups if not other[0].startswith("spectral") and size[other] >= 0.98 * size[key]]
-        for said, most in (("any", math.inf), ("at most twice as large", 2.0)):
+        none = ("spectral", *UNTRAINED)
+        peers = [other for other in groups if not other[0].startswith(none) and size[other] >= 0.98 * size[key]]
+        for said, most in NEAR.items():
             near = [other for other in peers if size[other] <= most * size[key]]
             if not near:
                 continue
@@ -306,10 +310,11 @@ def main() -> None:
         tried = [
             Job(contestant=name, budget=budget, share=share, pattern=TUNING, seed=0, rate=rate, **place)
             for rate, name in itertools.product(given.rates, given.contestants)
+            if name not in UNTRAINED
             for budget, share in [(None, None) if name in FIXED else sizes[0]]
         ]
         tuned = [{"contestant": row["job"]["contestant"], "rate": row["job"]["rate"], "error": row["error"]} for row in run(tried)]
-        rates = {name: least(tuned, name) for name in given.contestants}
+        rates |= {name: least(tuned, name) for name in given.contestants if name not in UNTRAINED}
     jobs = [
         Job(contestant=name, budget=budget, share=share, pattern=pattern, seed=seed, rate=rates[name], **place)
         for seed, pattern, name in itertools.product(range(given.seeds), range(given.patterns), given.contestants)
@@ -320,8 +325,9 @@ def main() -> None:
     found = run(jobs)
     pairs = [row for ours in rates if ours.startswith("spectral") for row in paired(found, ours)]
     for row in summary(found):
+        rate = "untrained" if row["rate"] is None else f"rate {row['rate']:.0e}"
         print(
-            f"{row['contestant']:26} {_size(row['budget'], row['share']):14} rate {row['rate']:.0e}  error {row['error']:.4f} "
+            f"{row['contestant']:26} {_size(row['budget'], row['share']):14} {rate}  error {row['error']:.4f} "
             f"[{row['error_low']:.4f}, {row['error_high']:.4f}]  {row['size']:.2f} of the planted size  "
             f"rank error {row['rank_error']:.0%}  {row['runs']} runs"
         )

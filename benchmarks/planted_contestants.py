@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from variants import VARIANTS, Look, Variant, varied
 
 import paring
-from paring.cli.study.planted import Planting, places
+from paring.attach.find import slots
+from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
 from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
 from paring.methods.spectral import Spectral
 from paring.parts.allocate.budget import Parameters, Share
+from paring.parts.parameterise.ordered import Ordered
 from paring.train import plan
 
 SHARES = (0.5, 0.25, 0.125, 0.0625)
@@ -62,6 +64,7 @@ class After:
     """What belongs to a contestant beside its model."""
 
     ours = True
+    trained = True
 
     def step(self, model: Any, step: int) -> None:
         """Called after each optimizer step."""
@@ -90,6 +93,12 @@ class Cut(After):
             assert isinstance(cutter, Cutter)
             cutter.cut(planted if share is None else round(share * start))
             yield {"budget": budget, "share": share}, (one, paring.snapshot(one))
+
+
+class Known(Cut):
+    """What was planted, cut to each size: nothing is learned."""
+
+    trained = False
 
 
 class Ada(After):
@@ -151,6 +160,22 @@ def whole(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     return adapted, Cut()
 
 
+@torch.no_grad()
+def known(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
+    """LoRA of rank 8 that holds the planted updates."""
+    adapted, _ = whole(model, job, budget, look)
+    teacher = copy.deepcopy(model)
+    plant(teacher, Planting(pattern=job.pattern, size=job.norm))
+    for path, slot in slots(adapted).items():
+        assert isinstance(slot, Ordered)
+        update = teacher.get_submodule(path).weight - model.get_submodule(path).weight
+        left, values, right = torch.linalg.svd(update, full_matrices=False)
+        rank = len(slot.A)
+        slot.A.copy_(right[:rank])
+        slot.B.copy_(left[:, :rank] * values[:rank] / slot.scale)
+    return adapted, Known()
+
+
 def adalora(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     """AdaLoRA from rank 8 to the mean rank that the budget pays for."""
     assert budget is not None
@@ -183,6 +208,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "LoRA r 1": ours(lambda _: LoRA(rank=1, alpha=2)),
     "LoRA r 2": ours(lambda _: LoRA(rank=2, alpha=4)),
     "LoRA r 8": whole,
+    "planted updates": known,
     "SoRA": ours(lambda _: SoRA(rank=8, alpha=16)),
     "AdaLoRA": adalora,
     "spectral": cut(Variant()),
@@ -194,5 +220,8 @@ CONTESTANTS: dict[str, Contestant] = {
 PEERS = ("LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", "AdaLoRA", "spectral, longer steps", "spectral", "spectral, by loss")
 """What is run unless it is said otherwise; the cut as paring offers it is the one with longer steps."""
 
-FIXED = frozenset({"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *(name for name in CONTESTANTS if name.endswith("knee"))})
+UNTRAINED = frozenset({"planted updates"})
+"""Those that learn nothing: what a size costs whoever knows the updates. No peers."""
+
+FIXED = frozenset({"LoRA r 1", "LoRA r 2", "LoRA r 8", "SoRA", *UNTRAINED, *(name for name in CONTESTANTS if name.endswith("knee"))})
 """Those that are not told a size."""

@@ -170,7 +170,7 @@ def planted(result: Mapping[str, Any]) -> str:
             (
                 _size(row["budget"], row.get("share")) or "none",
                 row["contestant"],
-                *([f"{row['rate']:g}"] if several else []),
+                *(["" if row["rate"] is None else f"{row['rate']:g}"] if several else []),
                 f"{row['size']:.2f}",
                 f"{row['error']:.4f}",
                 f"{row['error_low']:.4f}",
@@ -448,6 +448,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "attach": attach,
     "planted": planted,
     "planted-knee": planted,
+    "planted-peers": planted,
     "budgets": budgets,
     "path": path,
     "compress": compress,

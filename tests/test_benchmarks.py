@@ -182,10 +182,14 @@ def test_a_planted_size_is_held_against_the_best_peer_that_is_not_smaller() -> N
             _planted("spectral", 0.25, pattern, seed, 0.2 * factor * 1.1**pattern, 100),
             _planted("AdaLoRA", 0.25, pattern, seed, 0.4 * factor, 120),
             _planted("LoRA r 1", None, pattern, seed, 0.01, 90),
+            # Who knows the updates is no peer.
+            _planted("planted updates", None, pattern, seed, 0.0, 800),
+            _planted("SoRA", None, pattern, seed, 0.3 * factor, 180),
             {**_planted("LoRA r 8", None, pattern, seed, 0.1 * factor, 800), "cuts": []},
         ]
-    every, near = paired(found, "spectral")
+    every, twice, near = paired(found, "spectral")
     assert (every["peer"], every["times_as_large"], every["patterns"], every["runs"]) == ("LoRA r 8", 8.0, 3, 6)
+    assert (twice["peer"], twice["times_as_large"]) == ("SoRA", 1.8)
     assert (near["peer"], near["times_as_large"]) == ("AdaLoRA", 1.2)
     assert every["ratio"] == pytest.approx(2.2)
     assert near["ratio"] == pytest.approx(0.55)

@@ -35,7 +35,7 @@ from paring.methods.sora import SoRA
 from paring.study.page import render_study
 from paring.study.tables import results_table
 from paring.train import Scores, create_optimizer, sparsify
-from tests.study.samples import usual
+from tests.study.samples import entry, findings, usual
 from tests.trust.grids import GRIDS
 from tools import figures, studies, tables
 
@@ -443,6 +443,23 @@ def test_tables_of_a_study_hold_its_numbers_and_its_page_joins_the_site(tmp_path
     assert made.endswith("Repeated by `paring study small.yaml`.")
     with pytest.raises(LookupError, match="no table 'decoder-other' of a study"):
         studies.table("decoder-other", kept)
+
+
+def test_a_cut_is_held_against_whom_the_tuning_rows_chose_of_its_size() -> None:
+    def rival(ada: int, tuned: float) -> list[str]:
+        found = findings(
+            entry("LoRA r 8", "trec", [0.95, 0.95, 0.96], parameters=80_000, trials=(0.99,) * 4),
+            entry("LoRA r 1", "trec", [0.90, 0.91, 0.92], parameters=10_000, trials=(0.8, 0.9, 0.85, 0.5)),
+            entry("AdaLoRA", "trec", [0.93, 0.94, 0.95], parameters=ada, trials=(0.8, tuned, None, 0.5)),
+            entry("cut to 12.5%", "trec", [0.91, 0.93, 0.92], parameters=10_000),
+            entry("cut to 12.5%, longer steps", "trec", [0.99, 0.99, 0.99], parameters=10_000, trials=(1.0,) * 4),
+        )
+        (table,) = studies.rivals(found)
+        return [cell.text for cell in table.rows[0]]
+
+    assert rival(10_900, 0.85)[2:] == ["+1.00 [-1.48, +3.48]", "trec: LoRA r 1"]
+    assert rival(10_900, 0.95)[2:] == ["-2.00 [-4.48, +0.48]", "trec: AdaLoRA"]
+    assert rival(11_100, 0.95)[3] == "trec: LoRA r 1"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "yaml")], ids=lambda page: page.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def rows(head: Sequence[str], body: Iterable[Sequence[str]], numbers: Sequence[b
 def missing(path: Path, root: Path) -> str:
     """What stands in the place of a table whose results are not there."""
     return f"*Not measured yet: there is no `{path.relative_to(root).as_posix()}`.*"
+
+
+def points(values: Sequence[float], unit: float = 100.0, sign: str = "") -> str:
+    """The mean, and the least and the most."""
+    mean, least, most = (unit * one for one in (statistics.fmean(values), min(values), max(values)))
+    return f"{mean:{sign}.2f} [{least:{sign}.2f}, {most:{sign}.2f}]"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from paring.cli.commands.study import FINDINGS
-from paring.report.tables import Table
+from paring.report.tables import Cell, Table
 from paring.study import tables
 from paring.study.page import render_study
-from paring.study.records import Findings
+from paring.study.records import Entry, Findings, Metric
+from paring.study.statistics import compare
 from tools.markdown import missing, rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +32,43 @@ def differences(findings: Findings) -> list[Table]:
     return [] if found is None else [found]
 
 
+def rivals(findings: Findings) -> list[Table]:
+    """Each cut minus whoever of about its size, or smaller, was best on the tuning rows of the task, as a user would have chosen."""
+    entries = [entry for entry in findings.entries if any(entry.parameters)]
+    made = []
+    for name in (name for name in findings.names if name.startswith(CUT)):
+        chosen = {}
+        for task, cut in findings.of(name).items():
+            near = [one for one in entries if one.task == task and not one.name.startswith(CUT) and _size(one) <= LARGER * _size(cut)]
+            if near:
+                chosen[task] = max(near, key=lambda one: _tuned(one, findings.metrics[task]))
+        theirs = tuple(replace(one, contestant=RIVAL, budget=None) for one in chosen.values())
+        found = compare(replace(findings, entries=(*findings.entries, *theirs)), name, RIVAL)
+        told = (tables.signed(found.tasks.get(task), 2) for task in findings.metrics)
+        who = "; ".join(f"{task}: {one.name}" for task, one in chosen.items())
+        made.append(tuple(Cell(text=text) for text in (name, tables.signed(found.overall, 2), *told, who)))
+    columns = (("the cut", False), ("minus its rival", True), *((task, True) for task in findings.metrics), ("the rival", False))
+    return [Table(key="rivals", caption="Points, with intervals of 95%", columns=columns, rows=tuple(made))]
+
+
+def _size(entry: Entry) -> float:
+    return statistics.fmean(size for size in entry.parameters if size is not None)
+
+
+def _tuned(entry: Entry, metric: Metric) -> float:
+    """The best score on the tuning rows, larger is better."""
+    sign = 1.0 if metric.larger_is_better else -1.0
+    return max((sign * trial.score for trial in entry.trials if trial.score is not None), default=-math.inf)
+
+
+CUT = "cut to"
+"""How paring's own cuts are called."""
+
+RIVAL = "the rival"
+
+LARGER = 1.1
+"""How much larger a rival may be: no two ways of being small can be set to the same number of parameters."""
+
 PARTS: Mapping[str, Callable[[Findings], Sequence[Table]]] = {
     "results": results,
     "differences": differences,
@@ -37,9 +78,13 @@ PARTS: Mapping[str, Callable[[Findings], Sequence[Table]]] = {
 }
 
 
+MORE: Mapping[str, Mapping[str, Callable[[Findings], Sequence[Table]]]] = {"sizes": {"rivals": rivals}}
+"""Parts that one study alone has."""
+
+
 def names() -> tuple[str, ...]:
     """The names of all tables, ``STUDY-PART``."""
-    return tuple(f"{name}-{part}" for name in NAMES for part in PARTS)
+    return tuple(f"{name}-{part}" for name in NAMES for part in (*PARTS, *MORE.get(name, ())))
 
 
 def table(key: str, kept: Path = RESULTS) -> str:
@@ -58,7 +103,7 @@ def table(key: str, kept: Path = RESULTS) -> str:
     findings = _found(name, kept)
     if findings is None:
         return missing(kept / name / FINDINGS, kept.parent.parent.parent)
-    made = [_markdown(one) for one in PARTS[part](findings)]
+    made = [_markdown(one) for one in {**PARTS, **MORE.get(name, {})}[part](findings)]
     return "\n\n".join([*made, _measured(findings)] if part == "results" else made)
 
 

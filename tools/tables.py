@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import dependencies, matrix, studies, trust
-from tools.markdown import missing, rows
+from tools import cut_tables, dependencies, matrix, studies, trust
+from tools.markdown import missing, points, rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -161,108 +161,6 @@ def attach(result: Mapping[str, Any]) -> str:
     return f"{attached}\n\n{rows((f'{size / 2**20:.0f} MiB', 'seconds'), seconds)}"
 
 
-def planted(result: Mapping[str, Any]) -> str:
-    """A row for each contestant, budget and rate; then the cut beside its peers, where there are any."""
-    several = len({row["rate"] for row in result["rows"]}) > 1
-    made = rows(
-        ("budget", "contestant", *(["rate"] if several else []), "of the planted size", "error", "from", "to", "rank error", "runs"),
-        (
-            (
-                _size(row["budget"], row.get("share")) or "none",
-                row["contestant"],
-                *(["" if row["rate"] is None else f"{row['rate']:g}"] if several else []),
-                f"{row['size']:.2f}",
-                f"{row['error']:.4f}",
-                f"{row['error_low']:.4f}",
-                f"{row['error_high']:.4f}",
-                f"{row['rank_error']:.0%}",
-                str(row["runs"]),
-            )
-            for row in result["rows"]
-        ),
-    )
-    if not result.get("pairs"):
-        return made
-    body = (
-        (
-            row["ours"],
-            _size(row["budget"], row["share"]),
-            " ".join(filter(None, (row["peer"], _size(row["peer_budget"], row["peer_share"])))),
-            row["among"],
-            f"{row['times_as_large']:.2f}",
-            f"{row['ratio']:.2f}",
-            f"[{row['low']:.2f}, {row['high']:.2f}]",
-        )
-        for row in result["pairs"]
-    )
-    head = ("the cut", "budget", "the best peer that is not smaller", "of those", "size / size", "error / error", "interval of 95%")
-    return f"{made}\n\n{rows(head, body)}"
-
-
-def _size(budget: float | None, share: float | None) -> str:
-    if share is not None:
-        return f"1/{round(1 / share)} of LoRA r 8"
-    return "" if budget is None else f"{budget:g}"
-
-
-def budgets(result: Mapping[str, Any]) -> str:
-    """A row for each model and budget, over starting ranks, rates and seeds."""
-    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
-    for row in result["rows"]:
-        groups.setdefault((row["model"], row["share"]), []).append(row)
-    made = rows(
-        (
-            "model",
-            "budget",
-            "runs",
-            "parameters / budget, from",
-            "to",
-            "reached at",
-            "metric",
-            "before the last cut",
-            "after it",
-            "at the end",
-        ),
-        (
-            (
-                model,
-                f"1/{round(1 / share)}",
-                str(len(group)),
-                f"{min(row['of_budget'] for row in group):.3f}",
-                f"{max(row['of_budget'] for row in group):.3f}",
-                f"{max(row['reached'] for row in group):.0%}",
-                result["metric"][model],
-                *(f"{statistics.fmean(row[name] for row in group):.4f}" for name in ("before", "at", "after")),
-            )
-            for (model, share), group in groups.items()
-        ),
-    )
-    return f"{made}\n\n{result['inside']} of {len(result['rows'])} runs end in [0.95, 1.00] of the budget."
-
-
-def path(result: Mapping[str, Any]) -> str:
-    """A row for each task and contestant."""
-    return rows(
-        ("task", "contestant", "parameters", "from", "to", "dev accuracy", "paired difference, points", "time / LoRA r 8", "from", "to"),
-        (
-            (
-                task,
-                row["contestant"],
-                f"{statistics.fmean(row['parameters']):,.0f}",
-                f"{min(row['parameters']):,}",
-                f"{max(row['parameters']):,}",
-                f"{100 * row['mean']:.2f} ± {100 * (statistics.stdev(row['dev']) if len(row['dev']) > 1 else 0.0):.2f}",
-                f"{row['paired_difference_points']:+.2f}",
-                f"{statistics.fmean(row['cost']):.2f}",
-                f"{min(row['cost']):.2f}",
-                f"{max(row['cost']):.2f}",
-            )
-            for task, table in result["tables"].items()
-            for row in table
-        ),
-    )
-
-
 def compress(result: Mapping[str, Any]) -> str:
     """A row for each target and type."""
     return rows(
@@ -280,35 +178,6 @@ def compress(result: Mapping[str, Any]) -> str:
             for row in result["rows"]
         ),
     )
-
-
-def rivals(result: Mapping[str, Any]) -> str:
-    """A row for each task, contestant and size; then what the sizes come to."""
-    body = (
-        (
-            task,
-            row["contestant"],
-            f"{row['parameters']:,.0f}",
-            f"{row['rate']:g}",
-            f"{100 * row['mean']:.2f} [{100 * min(row['dev']):.2f}, {100 * max(row['dev']):.2f}]",
-            f"{row['seconds']:.0f}",
-        )
-        for task, found in result["tables"].items()
-        for row in found
-    )
-    duels = (
-        (
-            row["ours"],
-            f"1/{round(1 / row['share'])}",
-            f"{row['difference']:+.2f}",
-            f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-            "; ".join(f"{task}: {name}" for task, name in row["rivals"].items()),
-        )
-        for row in result["duels"]
-    )
-    table = rows(("task", "contestant", "parameters", "rate", "dev accuracy [least, most]", "seconds"), body)
-    versus = rows(("the cut", "size, of LoRA r 8", "minus rival, points", "interval of 95%", "the rival that the tenth chose"), duels)
-    return f"{table}\n\n{versus}"
 
 
 def merging(result: Mapping[str, Any]) -> str:
@@ -377,17 +246,15 @@ def forgetting(result: Mapping[str, Any]) -> str:
     """A row for each contestant, with the mean over seeds and the extremes."""
     first = result["table"][0]
     known = (
-        f"Before: {_points(first['forgotten_before'])} on the rows of the classes that are to be forgotten, "
-        f"{_points(first['remaining_before'])} on all others."
+        f"Before: {points(first['forgotten_before'])} on the rows of the classes that are to be forgotten, "
+        f"{points(first['remaining_before'])} on all others."
     )
     body = (
         (
             row["contestant"],
-            _points(row["forgotten_after"]),
-            _points(row["remaining_after"]),
-            _points(
-                [100 * (after - before) for after, before in zip(row["remaining_after"], row["remaining_before"], strict=True)], 1, "+"
-            ),
+            points(row["forgotten_after"]),
+            points(row["remaining_after"]),
+            points([100 * (after - before) for after, before in zip(row["remaining_after"], row["remaining_before"], strict=True)], 1, "+"),
             f"{', '.join(map(str, row['blocks']))} of {row['of']}",
             f"{statistics.fmean(row['parameters']):,.0f}",
             f"{row['least_norm']:.2g}",
@@ -446,14 +313,14 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "memory-variants": memory,
     "memory-gpu": memory,
     "attach": attach,
-    "planted": planted,
-    "planted-knee": planted,
-    "planted-peers": planted,
-    "budgets": budgets,
-    "path": path,
+    "planted": cut_tables.planted,
+    "planted-knee": cut_tables.planted,
+    "planted-peers": cut_tables.planted,
+    "budgets": cut_tables.budgets,
+    "path": cut_tables.path,
     "compress": compress,
     "first-step": first_step,
-    "rivals": rivals,
+    "rivals": cut_tables.rivals,
     "switching": switching,
     "merging": merging,
     "forgetting": forgetting,
@@ -468,11 +335,6 @@ def _contract() -> Any:
 
 def _said(test: str) -> str:
     return test.removeprefix("test_").replace("_", " ")
-
-
-def _points(values: Sequence[float], unit: float = 100.0, sign: str = "") -> str:
-    mean, least, most = (unit * one for one in (statistics.fmean(values), min(values), max(values)))
-    return f"{mean:{sign}.2f} [{least:{sign}.2f}, {most:{sign}.2f}]"
 
 
 def _interval(values: Sequence[float]) -> str:

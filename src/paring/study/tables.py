@@ -127,8 +127,8 @@ def differences_table(findings: Findings, reference: str) -> Table | None:
     rows = [
         _texts(
             name,
-            *(_signed(one.tasks.get(task), digits[task]) for task in findings.metrics),
-            _signed(one.overall, max(digits.values())),
+            *(signed(one.tasks.get(task), digits[task]) for task in findings.metrics),
+            signed(one.overall, max(digits.values())),
             NOTHING if one.p is None else f"{one.p:.2g}",
             f"{corrected[name]:.2g}" if name in corrected else NOTHING,
             "; ".join(one.missing),
@@ -236,7 +236,8 @@ def _spread(interval: Interval, digits: int) -> str:
     return f"{interval.mean:.{digits}f}{between}"
 
 
-def _signed(interval: Interval | None, digits: int) -> str:
+def signed(interval: Interval | None, digits: int) -> str:
+    """A difference with its sign, and its interval."""
     if interval is None:
         return NOTHING
     between = "" if interval.low is None or interval.high is None else f" [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"

@@ -26,7 +26,7 @@ ALLOWED_DYNAMIC = {
     ("method.py", "<module>"),
     ("method.py", "_own"),
     ("method.py", "names"),
-    ("method.py", "load"),
+    ("method.py", "find"),
 }
 
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.load", "torch.save"}

@@ -16,6 +16,7 @@ import paring
 from paring.attach.find import slots
 from paring.cli.study.planted import Planting, places, plant
 from paring.core.adapter import Adapter
+from paring.core.linalg import truncated_svd
 from paring.lead.cutter import Cutter
 from paring.methods.lora import LoRA
 from paring.methods.sora import SoRA
@@ -163,16 +164,15 @@ def whole(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
 @torch.no_grad()
 def known(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     """LoRA of rank 8 that holds the planted updates."""
-    adapted, _ = whole(model, job, budget, look)
     teacher = copy.deepcopy(model)
     plant(teacher, Planting(pattern=job.pattern, size=job.norm))
+    adapted, _ = whole(model, job, budget, look)
     for path, slot in slots(adapted).items():
         assert isinstance(slot, Ordered)
         update = teacher.get_submodule(path).weight - model.get_submodule(path).weight
-        left, values, right = torch.linalg.svd(update, full_matrices=False)
-        rank = len(slot.A)
-        slot.A.copy_(right[:rank])
-        slot.B.copy_(left[:, :rank] * values[:rank] / slot.scale)
+        found = truncated_svd(update, len(slot.A))
+        slot.A.copy_(found.vt)
+        slot.B.copy_(found.u * found.s / slot.scale)
     return adapted, Known()
 
 

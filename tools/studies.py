@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 from paring.cli.commands.study import FINDINGS
 from paring.report.tables import Cell, Table
 from paring.study import tables
 from paring.study.page import render_study
-from paring.study.records import Entry, Findings, Metric
+from paring.study.records import Entry, Findings
 from paring.study.statistics import compare
 from tools.markdown import missing, rows
 
@@ -39,9 +39,11 @@ def rivals(findings: Findings) -> list[Table]:
     for name in (name for name in findings.names if name.startswith(CUT)):
         chosen = {}
         for task, cut in findings.of(name).items():
-            near = [one for one in entries if one.task == task and not one.name.startswith(CUT) and _size(one) <= LARGER * _size(cut)]
+            others = (one for one in entries if one.task == task and not one.name.startswith(CUT))
+            near = [(one.tuned, one) for one in others if one.tuned is not None and _size(one) <= LARGER * _size(cut)]
             if near:
-                chosen[task] = max(near, key=lambda one: _tuned(one, findings.metrics[task]))
+                best = max if findings.metrics[task].larger_is_better else min
+                chosen[task] = best(near, key=itemgetter(0))[1]
         theirs = tuple(replace(one, contestant=RIVAL, budget=None) for one in chosen.values())
         found = compare(replace(findings, entries=(*findings.entries, *theirs)), name, RIVAL)
         told = (tables.signed(found.tasks.get(task), 2) for task in findings.metrics)
@@ -53,12 +55,6 @@ def rivals(findings: Findings) -> list[Table]:
 
 def _size(entry: Entry) -> float:
     return statistics.fmean(size for size in entry.parameters if size is not None)
-
-
-def _tuned(entry: Entry, metric: Metric) -> float:
-    """The best score on the tuning rows, larger is better."""
-    sign = 1.0 if metric.larger_is_better else -1.0
-    return max((sign * trial.score for trial in entry.trials if trial.score is not None), default=-math.inf)
 
 
 CUT = "cut to"

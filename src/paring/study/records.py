@@ -196,6 +196,12 @@ class Entry:
         """Contestant and budget."""
         return named(self.contestant, self.budget)
 
+    @property
+    def tuned(self) -> float | None:
+        """The score on the tuning rows of what was chosen; ``None`` where nothing was searched, or chosen."""
+        scores = (trial.score for trial in self.trials if trial.score is not None and trial.values == self.chosen)
+        return next(scores, None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:

@@ -74,14 +74,13 @@ def results_table(findings: Findings, task: str, key: str) -> Table:
         if entry is None:
             continue
         scores = [metric.points * score for score in entry.scores if score is not None]
-        tuned = [trial.score for trial in entry.trials if trial.score is not None and trial.values == entry.chosen]
         rows.append(
             _texts(
                 name,
                 _spread(spread(scores), digits) if scores else NOTHING,
                 f"{len(scores)} of {len(entry.scores)}",
                 _apart(name, top) if scores else "failed",
-                f"{metric.points * tuned[0]:.{digits}f}" if tuned else NOTHING,
+                NOTHING if entry.tuned is None else f"{metric.points * entry.tuned:.{digits}f}",
                 _chosen(entry),
                 _mean(entry.parameters, lambda value: brief_count(round(value))),
                 _mean(entry.file_bytes, lambda value: size(round(value))),

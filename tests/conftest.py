@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
 
 import jaxtyping
+import jinja2
 import pytest
 import torch
 from hypothesis import settings
 
 from tests.contract.stock import Stock
+from tests.warm import Warm
 
 # How long an example takes depends on what else the machine is doing, and proves nothing.
 settings.register_profile("paring", deadline=None)
@@ -25,6 +28,8 @@ jaxtyping.install_import_hook(
 torch.set_num_threads(1)
 # What a disk loses with the power no test can see, and thousands of exports would wait for it. Other processes have their own.
 os.fsync = lambda _: None
+# PEFT writes a model card with each adapter, and compiles its template, always the same, each time.
+jinja2.Environment.compile = functools.lru_cache(maxsize=64)(jinja2.Environment.compile)
 
 
 def pytest_collection_finish() -> None:
@@ -54,3 +59,11 @@ def stock() -> Iterator[Stock]:
     process = Stock()
     yield process
     process.close()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """What starts programs that have their imports behind them, those of paring excepted."""
+    server = Warm()
+    yield server
+    server.close()

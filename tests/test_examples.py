@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.warm import Warm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -27,7 +27,7 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize("path", PROGRAMS)
-def test_example_runs(path: Path, tmp_path: Path) -> None:
+def test_example_runs(path: Path, warm: Warm, tmp_path: Path) -> None:
     needed = NEEDS.get(path.stem)
     if needed is not None and find_spec(needed) is None:
         pytest.skip(f"{path.name} needs the package {needed}, which is not installed")
@@ -36,11 +36,8 @@ def test_example_runs(path: Path, tmp_path: Path) -> None:
     place.mkdir()
     # What an example tells of itself, it must do by itself: any look at a hub is an error.
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(place), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, path, "--quick"], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r"\b(live ranks|ranks left)\b", done.stdout)
+    said = warm.run([path, "--quick"], cwd=tmp_path, env=variables, timeout=500)
+    assert re.search(r"\b(live ranks|ranks left)\b", said)
     assert [item.name for item in tmp_path.iterdir()] == ["temporary"]
 
 

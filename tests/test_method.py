@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.parameterise.low_rank import LowRank
 from paring.parts.shape import Shape
 from paring.parts.update.proximal import Proximal
+from tests.warm import Warm
 
 SHAPE = Shape(path="encoder.layer.0.query", in_features=12, out_features=8)
 
@@ -206,10 +206,10 @@ def test_data_that_is_no_mapping_is_refused(data: Any) -> None:
         method.decode(data)
 
 
-def test_a_fresh_process_reads_every_initialiser_for_every_method() -> None:
+def test_a_fresh_process_reads_every_initialiser_for_every_method(warm: Warm) -> None:
     code = "import json, sys; from paring import method; [method.decode(item) for item in json.loads(sys.argv[1])]"
     data = [kind(init=init).encode() for kind in (LoRA, SoRA) for init in (KaimingZero(), FromAdapter(source="x"))]
-    subprocess.run([sys.executable, "-c", code, json.dumps(data)], check=True, timeout=120)
+    warm.run(["-c", code, json.dumps(data)], timeout=120)
 
 
 # --- as values ---------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,21 +16,17 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def run_all(worker: Path, place: Path, size: int = 2, *words: str) -> None:
+def run_all(warm: Warm, worker: Path, place: Path, size: int = 2, *words: str) -> None:
     """Start all of them, wait, and show the end of what each said if one of them failed.
 
     Args:
+        warm: what starts them.
         worker: the script.
         place: the folder to meet in.
         size: how many processes.
         words: further arguments of the script.
     """
     variables = environment()
-    started = [
-        subprocess.Popen(
-            [sys.executable, worker, str(rank), str(size), str(place), *words], stderr=subprocess.PIPE, text=True, env=variables
-        )
-        for rank in range(size)
-    ]
-    ended = [process.communicate(timeout=450)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * size, "\n".join(text[-1500:] for text in ended)
+    started = [warm.start([worker, str(rank), str(size), place, *words], env=variables) for rank in range(size)]
+    ended = [warm.wait(process, timeout=450) for process in started]
+    assert [process.returncode for process in ended] == [0] * size, "\n".join(process.stderr[-1500:] for process in ended)

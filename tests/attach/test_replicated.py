@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tests.attach.processes import run_all
 from tests.attach.replicated_worker import METHODS, ROWS, STEPS
 from tests.trust.grids import cell
+from tests.warm import Warm
 
 WORKER = Path(__file__).with_name("replicated_worker.py")
 
@@ -30,6 +31,8 @@ WORKER = Path(__file__).with_name("replicated_worker.py")
         for size, slow in ((2, ()), (4, (pytest.mark.slow,)))
     ],
 )
-def test_replicas_equal_one_model_on_all_rows(size: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_replicas_equal_one_model_on_all_rows(
+    size: int, warm: Warm, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     record_property("trust", f"{', '.join(METHODS)}; {STEPS} steps, {size} x {ROWS // size} rows against {ROWS}")
-    run_all(WORKER, tmp_path, size)
+    run_all(warm, WORKER, tmp_path, size)

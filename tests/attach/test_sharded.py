@@ -12,6 +12,7 @@ from tests.attach.processes import run_all
 from tests.attach.sharded_worker import METHODS, ROWS
 from tests.releases import shards_on_cpu
 from tests.trust.grids import cell
+from tests.warm import Warm
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 
@@ -32,6 +33,8 @@ WORKER = Path(__file__).with_name("sharded_worker.py")
         for size, slow in ((2, ()), (4, (pytest.mark.slow,)))
     ],
 )
-def test_processes_with_shards_equal_one_without(size: int, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_processes_with_shards_equal_one_without(
+    size: int, warm: Warm, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     record_property("trust", f"{', '.join(METHODS)}; {size} x {ROWS // size} rows against {ROWS}")
-    run_all(WORKER, tmp_path, size)
+    run_all(warm, WORKER, tmp_path, size)

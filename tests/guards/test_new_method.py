@@ -14,6 +14,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from tests.warm import Warm
+
 ROOT = Path(__file__).parents[2]
 
 METHOD = '''
@@ -68,19 +70,23 @@ class Quartered(Method):
 '''
 
 
+def environment(*paths: Path) -> dict[str, str]:
+    """Of a process that finds paring, and what else is given, under ``paths``."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+
+
 def run(arguments: list[str], folder: Path, *paths: Path) -> str:
-    """What a Python process prints that finds paring, and what else is given, under ``paths``."""
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    """What a new interpreter prints."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment(*paths), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
 
-def commands(lines: list[list[str]], folder: Path, *paths: Path, first: str = "") -> str:
+def commands(warm: Warm, lines: list[list[str]], folder: Path, *paths: Path, first: str = "") -> str:
     """What several commands print, in one process after something else."""
-    return run(
-        ["-c", f"from paring.cli.main import main\n{first}\nfor line in {lines!r}:\n    assert main(line) == 0, line\n"], folder, *paths
-    )
+    code = f"from paring.cli.main import main\n{first}\nfor line in {lines!r}:\n    assert main(line) == 0, line\n"
+    return warm.run(["-c", code], cwd=folder, env=environment(*paths))
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +109,7 @@ def test_it_collects_as_many_contract_tests_as_sora(tree: Path) -> None:
     assert count["quartered"] == count["sora"]
 
 
-def test_it_trains_through_the_command_line(tree: Path, tmp_path: Path) -> None:
+def test_it_trains_through_the_command_line(tree: Path, warm: Warm, tmp_path: Path) -> None:
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "good": 2, "bad": 3, "film": 4}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     base = tmp_path / "base"
@@ -114,7 +120,7 @@ def test_it_trains_through_the_command_line(tree: Path, tmp_path: Path) -> None:
     rows = ["good film\tgood", "bad film\tbad"] * 8
     (tmp_path / "films.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     train = ["train", "--method", "quartered", "--rank", "4", "--model_name_or_path", str(base), "--dataset_name", "films.tsv"]
-    said = commands([[*train, "--output_dir", "run", "--max_steps", "5"], ["methods"]], tmp_path, tree / "src")
+    said = commands(warm, [[*train, "--output_dir", "run", "--max_steps", "5"], ["methods"]], tmp_path, tree / "src")
     assert (tmp_path / "run/adapter/adapter_model.safetensors").is_file()
     assert '"quartered"' in (tmp_path / "run/run.json").read_text()
     assert re.search(r"(?m)^\W*quartered\b", said)
@@ -133,14 +139,14 @@ def test_it_leaves_nothing_behind(tree: Path) -> None:
     assert not list(ROOT.glob("docs/methods/quartered*"))
 
 
-def test_another_package_brings_a_method_by_entry_point(tmp_path: Path) -> None:
+def test_another_package_brings_a_method_by_entry_point(warm: Warm, tmp_path: Path) -> None:
     (tmp_path / "elsewhere.py").write_text(METHOD.lstrip())
     info = tmp_path / "elsewhere-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[paring.methods]\nquartered = elsewhere:Quartered\n")
     text = "from paring.method import decode, load, names; print(names()); print(decode(load('quartered')(rank=3).encode()))"
-    shown = commands([["methods"]], tmp_path, tmp_path, ROOT / "src", first=text)
+    shown = commands(warm, [["methods"]], tmp_path, tmp_path, ROOT / "src", first=text)
     assert "'quartered'" in shown
     assert "Quartered(rank=3, penalty=0.5)" in shown
     assert re.search(r"(?m)^\W*quartered\b", shown)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from paring.methods.nola import NOLA
 from paring.parts.parameterise.mixed import Mixed
 from paring.parts.shape import Shape
 from tests.methods.small import WIDTHS, adapted, batch, delta, full_gradients, net, run
+from tests.warm import Warm
 
 # Three blocks, the last one not full, and a rank that makes an odd number of entries.
 METHOD = NOLA(bases=70, rank=3, alpha=6.0)
@@ -186,7 +185,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def test_fresh_process(tmp_path: Path) -> None:
+def test_fresh_process(warm: Warm, tmp_path: Path) -> None:
     wanted: dict[Path, dict[str, Tensor]] = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         model = adapted(METHOD).float()
@@ -201,7 +200,7 @@ def test_fresh_process(tmp_path: Path) -> None:
         folder = tmp_path / str(dtype)
         model.save_pretrained(str(folder))
         wanted[folder] = {path: delta(model, path) for path in WIDTHS}
-    subprocess.run([sys.executable, "-c", FRESH, *map(str, wanted)], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    warm.run(["-c", FRESH, *wanted], cwd=Path(__file__).parents[2])
     for folder, deltas in wanted.items():
         there = load_file(folder / "deltas.safetensors")
         for path, update in deltas.items():

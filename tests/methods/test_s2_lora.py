@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from paring.methods.s2_lora import S2LoRA
 from paring.parts.parameterise.shared import Shared
 from paring.parts.update.revive import Always
 from paring.train import create_optimizer
+from tests.warm import Warm
 
 RANK = 4
 METHOD = S2LoRA(rank=RANK, alpha=6.0, revive=Always())
@@ -231,7 +230,7 @@ model.save_pretrained(sys.argv[1] + "/again")
 """
 
 
-def test_shared_for_good(tmp_path: Path) -> None:
+def test_shared_for_good(warm: Warm, tmp_path: Path) -> None:
     model = adapted(rough=False)
     still_shared(model)
     train(model, 0, 3)
@@ -262,7 +261,7 @@ def test_shared_for_good(tmp_path: Path) -> None:
     assert sum(name.endswith(FACTORS) for name in saved) == 4
     train(whole, 3, 6, optimizer)
     wanted = {path: delta(slot) for path, slot in shared(PeftModel.from_pretrained(net(), str(tmp_path))).items()}
-    subprocess.run([sys.executable, "-c", FRESH, str(tmp_path)], check=True, cwd=Path(__file__).parents[2], timeout=300)
+    warm.run(["-c", FRESH, tmp_path], cwd=Path(__file__).parents[2])
     for low in (False, True):
         there = load_file(tmp_path / f"deltas-{low}.safetensors")
         assert all(torch.equal(there[path], wanted[path]) for path in wanted)

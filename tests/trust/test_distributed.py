@@ -12,6 +12,7 @@ from paring import method as methods
 from tests.attach.processes import run_all
 from tests.trust import layouts_worker, methods_worker
 from tests.trust.grids import cell
+from tests.warm import Warm
 
 HERE = Path(__file__).parent
 
@@ -36,14 +37,14 @@ Record = Callable[[str, object], None]
         for size in (2, 4)
     ],
 )
-def test_training_is_handed_over_from_layout_to_layout(size: int, tmp_path: Path, record_property: Record) -> None:
+def test_training_is_handed_over_from_layout_to_layout(size: int, warm: Warm, tmp_path: Path, record_property: Record) -> None:
     pairs = "; ".join(f"{name}: {len(layouts)}² pairs of layouts" for name, (_, layouts) in layouts_worker.METHODS.items())
     record_property("trust", f"{pairs}; {layouts_worker.HALF} steps before and after")
-    run_all(HERE / "layouts_worker.py", tmp_path, size)
+    run_all(warm, HERE / "layouts_worker.py", tmp_path, size)
 
 
 @cell("distributed", "FSDP2, 2 processes", "as one process on all rows")
-def test_every_method_is_right_or_refused_in_shards(tmp_path: Path, record_property: Record) -> None:
+def test_every_method_is_right_or_refused_in_shards(warm: Warm, tmp_path: Path, record_property: Record) -> None:
     refused = sorted(methods_worker.REFUSED)
     record_property("trust", f"{len(methods.names()) - len(refused)} methods are right; refused: {', '.join(refused)}")
-    run_all(HERE / "methods_worker.py", tmp_path)
+    run_all(warm, HERE / "methods_worker.py", tmp_path)

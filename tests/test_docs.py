@@ -428,6 +428,20 @@ def test_table_of_a_benchmark_holds_its_numbers_and_says_where_they_come_from(tm
     assert "Measured 2000-01-01 on abacus, 2 cores, 1 threads; torch 1. Repeated by `python benchmarks/x.py`." in made
 
 
+def test_variants_of_the_cut_are_ordered_by_what_they_gain_over_all_sizes() -> None:
+    def row(variant: str, share: float, *differences: float) -> dict[str, Any]:
+        return {"task": "trec", "share": share, "variant": variant, "differences": list(differences)}
+
+    found = [row("plain", 0.125, 0, 0), row("soft", 0.125, -1, 0.5), row("by loss", 0.125, 2, 0), row("plain", 0.0625, 0, 0)]
+    found += [row("soft", 0.0625, -1, -1)]
+    head, _, *body = tables.BENCHMARKS["tried"]({"plain": "plain", "rows": found}).splitlines()
+    assert head == "| variant | trec, 1/8 of LoRA r 8 | trec, 1/16 of LoRA r 8 | all | better in |"
+    assert body == [
+        "| by loss | +1.00 [+0.00, +2.00] |  | +1.00 | 1 of 2 |",
+        "| soft | -0.25 [-1.00, +0.50] | -1.00 [-1.00, -1.00] | -0.62 | 1 of 4 |",
+    ]
+
+
 def test_tables_of_a_study_hold_its_numbers_and_its_page_joins_the_site(tmp_path: Path) -> None:
     kept = tmp_path / "benchmarks" / "results" / "studies"
     assert studies.table("decoder-costs", kept) == "*Not measured yet: there is no `benchmarks/results/studies/decoder/findings.json`.*"

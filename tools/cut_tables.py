@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tools.markdown import rows
+from tools.markdown import points, rows
 
 
 def planted(result: Mapping[str, Any]) -> str:
@@ -132,6 +132,27 @@ def rivals(result: Mapping[str, Any]) -> str:
     table = rows(("task", "contestant", "parameters", "rate", "dev accuracy [least, most]", "seconds"), body)
     versus = rows(("the cut", "size, of LoRA r 8", "minus rival, points", "interval of 95%", "the rival that the tenth chose"), duels)
     return f"{table}\n\n{versus}"
+
+
+def tried(result: Mapping[str, Any]) -> str:
+    """A row for each variant of the cut, over seeds: each size of each task."""
+    places = list(dict.fromkeys((row["task"], row["share"]) for row in result["rows"]))
+    groups: dict[str, dict[tuple[str, float], Sequence[float]]] = {}
+    for row in result["rows"]:
+        groups.setdefault(row["variant"], {})[row["task"], row["share"]] = row["differences"]
+    pairs = {name: [value for values in found.values() for value in values] for name, found in groups.items() if name != result["plain"]}
+    return rows(
+        ("variant", *(f"{task}, {_size(None, share)}" for task, share in places), "all", "better in"),
+        (
+            (
+                name,
+                *(points(groups[name][place], 1.0, "+") if place in groups[name] else "" for place in places),
+                f"{statistics.fmean(pairs[name]):+.2f}",
+                f"{sum(value > 0 for value in pairs[name])} of {len(pairs[name])}",
+            )
+            for name in sorted(pairs, key=lambda name: -statistics.fmean(pairs[name]))
+        ),
+    )
 
 
 def _size(budget: float | None, share: float | None) -> str:

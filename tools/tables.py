@@ -321,6 +321,7 @@ BENCHMARKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "compress": compress,
     "first-step": first_step,
     "rivals": cut_tables.rivals,
+    "tried": cut_tables.tried,
     "switching": switching,
     "merging": merging,
     "forgetting": forgetting,

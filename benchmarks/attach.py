@@ -74,7 +74,7 @@ def attach(modules: int, rounds: int) -> dict[str, float]:
     shapes = {f"proj{index}": (WIDTH, WIDTH) for index in range(10)}
     targets = sorted(shapes)
     works: dict[str, Callable[[nn.Module], object]] = {
-        "PEFT LoRA": lambda model: get_peft_model(model, LoraConfig(r=RANK, target_modules=targets)),  # type: ignore[arg-type]
+        "PEFT LoRA": lambda model: get_peft_model(model, LoraConfig(r=RANK, target_modules=targets)),
         "LoRA": lambda model: paring.adapt(model, LoRA(rank=RANK), target_modules=targets, seed=0),
         "SoRA": lambda model: paring.adapt(model, SoRA(rank=RANK), target_modules=targets, seed=0),
     }
@@ -95,7 +95,7 @@ def files(rounds: int, rank: int = 64) -> dict[str, float]:
         for name, parameter in model.named_parameters():
             if name.endswith(".B"):
                 parameter.normal_()
-    peer = get_peft_model(Stack(32, LAYER), LoraConfig(r=rank, target_modules=sorted(LAYER)))  # type: ignore[arg-type]
+    peer = get_peft_model(Stack(32, LAYER), LoraConfig(r=rank, target_modules=sorted(LAYER)))
     times: dict[str, list[float]] = {}
 
     def note(name: str, work: Callable[[], object]) -> None:
@@ -125,7 +125,7 @@ def _write(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def _load(folder: Path) -> object:
-    return PeftModel.from_pretrained(Stack(32, LAYER), str(folder))  # type: ignore[arg-type]
+    return PeftModel.from_pretrained(Stack(32, LAYER), str(folder))
 
 
 def main() -> None:

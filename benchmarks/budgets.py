@@ -7,7 +7,6 @@ seen). Both are scored right before and right after each cut, and at the end.
 from __future__ import annotations
 
 import argparse
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,9 @@ def jobs() -> list[Job]:
     return [
         Job(model=model, share=SHARES[(i + j + k) % len(SHARES)], rank=rank, factor=factor, seed=seed)
         for model, learner in LEARNERS.items()
-        for (i, rank), (j, factor), (k, seed) in itertools.product(*(enumerate(values) for values in (RANKS, FACTORS, learner.seeds)))
+        for i, rank in enumerate(RANKS)
+        for j, factor in enumerate(FACTORS)
+        for k, seed in enumerate(learner.seeds)
     ]
 
 
@@ -111,7 +112,7 @@ def work(job: Job, data: Path) -> dict[str, Any]:
     learner = LEARNERS[job.model]
     base, task_type, train, held = begun(job, data)
     model = paring.adapt(
-        base.to(job.device),
+        base.to(job.device),  # type: ignore[arg-type]
         Spectral(budget=Share(share=job.share), rank=job.rank, alpha=16, quicken=0.0),
         task_type=task_type,
         seed=job.seed,

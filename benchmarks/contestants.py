@@ -30,7 +30,7 @@ from paring.parts.parameterise.gated import Gated
 from paring.parts.update.revive import Always, Every, Never, Revive
 from paring.train.groups import create_optimizer
 
-transformers.logging.set_verbosity_error()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 SHAPES: dict[str, tuple[int, int]] = {
     "bert": (32, 64),
@@ -68,7 +68,7 @@ def _built(name: str) -> nn.Module:
             BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, vocab_size=8192)
         )
     width, heads, groups, inner = (4096, 32, 8, 11008) if name.startswith("llama-wide") else (768, 12, 4, 2048)
-    return LlamaForSequenceClassification(
+    return LlamaForSequenceClassification(  # type: ignore[no-untyped-call]
         LlamaConfig(
             hidden_size=width,
             num_hidden_layers=4,
@@ -132,7 +132,7 @@ def contestant(
 
     def step() -> None:
         nonlocal taken
-        loss().backward()
+        loss().backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
             optimizer.step()
         if after is not None:
@@ -181,7 +181,8 @@ def peft_adalora(model: nn.Module, given: dict[str, torch.Tensor], rank: int, au
         task_type="SEQ_CLS",
     )
     adapted = get_peft_model(model, config)
-    return contestant(adapted, _adamw(adapted), given, autocast, lambda step: adapted.base_model.update_and_allocate(step + 1))
+    allocate: Callable[[int], None] = adapted.base_model.update_and_allocate  # type: ignore[assignment]
+    return contestant(adapted, _adamw(adapted), given, autocast, lambda step: allocate(step + 1))
 
 
 def _adamw(model: nn.Module) -> torch.optim.Optimizer:

@@ -27,6 +27,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def _bfloat16_units() -> bool:
+    found = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(found and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and threads."""
     return {
@@ -37,7 +42,7 @@ def environment() -> dict[str, Any]:
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "bfloat16_units": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False,
+            "bfloat16_units": _bfloat16_units(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }

@@ -26,6 +26,8 @@ import paring
 from paring.attach.find import slots
 from paring.core.linalg import truncated_svd
 from paring.methods.lora_ga import LoRAGA
+from paring.parts.parameterise.base import Slot
+from paring.parts.parameterise.shifted import Shifted
 
 RANK, ALPHA, RATE = 8, 16, 1e-4
 
@@ -42,7 +44,7 @@ def main() -> None:
     base = AutoModelForSequenceClassification.from_pretrained(encoder(), num_labels=rows.classes).double().eval()
     gradients = full(base, batches)
     targets = {path: truncated_svd(gradient, 2 * RANK).materialise() for path, gradient in gradients.items()}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, begin in (("paring", ours), ("PEFT", theirs)):
         starts = {factor: begin(copy.deepcopy(base), batches, factor) for factor in (1.0, 1000.0)}
         model, updates = starts[1.0]
@@ -76,13 +78,18 @@ def full(base: nn.Module, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]
     return found
 
 
+def _update(slot: Slot) -> Tensor:
+    assert isinstance(slot, Shifted)
+    return slot.scale * (slot.B @ slot.A).detach()
+
+
 def ours(base: Any, batches: list[dict[str, Tensor]], factor: float) -> Any:
     """LoRA-GA here; the start is what has been taken away."""
     model = paring.adapt(base, LoRAGA(rank=RANK, alpha=ALPHA), task_type="SEQ_CLS", seed=0)
     paring.calibrate(model, batches, loss=lambda model, batch: factor * loss_of(model, batch))
 
     def updates(one: Any) -> dict[str, Tensor]:
-        return {path: slot.scale * (slot.B @ slot.A).detach() for path, slot in slots(one).items()}
+        return {path: _update(slot) for path, slot in slots(one).items()}
 
     return model, updates
 
@@ -95,7 +102,7 @@ def theirs(base: Any, batches: list[dict[str, Tensor]], factor: float) -> Any:
         use_rslora=True,
         target_modules=[name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name != "classifier"],
         task_type="SEQ_CLS",
-        init_lora_weights="lora_ga",
+        init_lora_weights="lora_ga",  # type: ignore[arg-type]
         lora_ga_config=LoraGAConfig(stable_gamma=16),
     )
 

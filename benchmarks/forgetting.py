@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from environment import environment, finished, save
 from runs import arguments, logged, measured
-from tasks import Examples, batches, examples, fit, moved, score, train
+from tasks import Examples, How, batches, examples, fit, moved, score, train
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -113,7 +113,8 @@ def learn(data: Path, device: str, dtype: str) -> None:
 
 def _base(device: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(BASE)
-    return model.to(device)
+    model.to(device)  # type: ignore[arg-type]
+    return model
 
 
 @functools.cache
@@ -129,7 +130,7 @@ def _prototypes(data: Path, device: str, dtype: str) -> Tensor:
         return class_means(_base(device), (moved(rows.batch(cut), device) for cut in cuts), CLASSES)
 
 
-def scored(model: Any, dev: Examples, classes: tuple[int, ...], how: dict[str, str]) -> dict[str, Any]:
+def scored(model: Any, dev: Examples, classes: tuple[int, ...], how: How) -> dict[str, Any]:
     """Accuracy and cross-entropy on the rows that stay, on those to forget, and the former on each class of these."""
     found: dict[str, Any] = {}
     for name, part in zip(("remaining", "forgotten"), _parts(dev, classes), strict=True):
@@ -140,12 +141,12 @@ def scored(model: Any, dev: Examples, classes: tuple[int, ...], how: dict[str, s
 
 @functools.cache
 def _before(data: Path, classes: tuple[int, ...], device: str, dtype: str) -> dict[str, Any]:
-    return scored(_base(device), _rows(data)[1], classes, {"device": device, "dtype": dtype})
+    return scored(_base(device), _rows(data)[1], classes, How(device=device, dtype=dtype))
 
 
 def work(job: Job, data: Path) -> dict[str, Any]:
     """Forget, and score before and after."""
-    contestant, how = CONTESTANTS[job.contestant], {"device": job.device, "dtype": job.dtype}
+    contestant, how = CONTESTANTS[job.contestant], How(device=job.device, dtype=job.dtype)
     rows, dev = _rows(data)
     generator = torch.Generator().manual_seed(job.seed)
     classes = tuple(sorted(torch.randperm(CLASSES, generator=generator)[:FORGOTTEN].tolist()))
@@ -188,7 +189,8 @@ def work(job: Job, data: Path) -> dict[str, Any]:
 
 
 def _norm(group: list[torch.nn.Parameter]) -> Tensor:
-    return torch.stack([parameter.norm() for parameter in group]).norm()
+    found: Tensor = torch.stack([parameter.norm() for parameter in group]).norm()
+    return found
 
 
 def _parts(rows: Examples, classes: tuple[int, ...]) -> tuple[list[int], list[int]]:

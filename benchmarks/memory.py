@@ -68,14 +68,14 @@ def peak(one: Contestant) -> int:
     return most
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of matrix products by torch's own formulas; its FlopCounterMode puts hooks on modules, which our function minds.
 
     Attention in one kernel is left out: it is the same for all, and torch's formula refuses heads in groups.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -91,7 +91,8 @@ class Counter(TorchDispatchMode):
 
 def flops(one: Contestant) -> int:
     """FLOPs of forward and backward."""
-    with Counter() as counter:
+    counter = Counter()
+    with counter:
         one.step()
     return counter.total
 

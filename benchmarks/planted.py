@@ -209,7 +209,8 @@ def squares(model: nn.Module, fit: Examples, wanted: list[Tensor], rows: list[in
     goal = torch.zeros_like(got, dtype=torch.float32)
     for row, i in enumerate(rows):
         goal[row, : len(wanted[i])] = wanted[i]
-    return ((got.float() - goal).square() * mask[..., None]).sum() / mask.sum()
+    found: Tensor = ((got.float() - goal).square() * mask[..., None]).sum() / mask.sum()
+    return found
 
 
 def fitted(model: nn.Module, losses: Iterator[Tensor], job: Job, after: After) -> float:
@@ -220,7 +221,7 @@ def fitted(model: nn.Module, losses: Iterator[Tensor], job: Job, after: After) -
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, (job.steps - step) / (job.steps - warm)))
     started = time.perf_counter()
     for step in range(job.steps):
-        (next(losses) + after.extra(model)).backward()
+        (next(losses) + after.extra(model)).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(groups, 1.0)
         optimizer.step()
         after.step(model, step)

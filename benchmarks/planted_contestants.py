@@ -169,7 +169,10 @@ def known(model: nn.Module, job: Job, budget: int | None, look: Look) -> Built:
     adapted, _ = whole(model, job, budget, look)
     for path, slot in slots(adapted).items():
         assert isinstance(slot, Ordered)
-        update = teacher.get_submodule(path).weight - model.get_submodule(path).weight
+        after, before = (one.get_submodule(path).weight for one in (teacher, model))
+        assert isinstance(after, Tensor)
+        assert isinstance(before, Tensor)
+        update = after - before
         found = truncated_svd(update, len(slot.A))
         slot.A.copy_(found.vt)
         slot.B.copy_(found.u * found.s / slot.scale)

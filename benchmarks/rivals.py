@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from environment import RESULTS, environment, finished, save
 from peft import AdaLoraConfig, PeftModel, get_peft_model
+from peft.tuners.adalora import SVDLinear
 from runs import logged, measured
 from scipy.stats import ttest_1samp
 from tasks import Examples, encoder, examples, fit, score, tenth
@@ -156,9 +157,9 @@ def adalora(target: int) -> Run:
         seconds = train(model, after=model.base_model.update_and_allocate, optimizer=optimizer)
         kept = 0
         for module in model.modules():
-            if isinstance(module, torch.nn.Module) and "lora_E" in dict(module.named_children()):
-                live = int((module.lora_E["default"] != 0).sum())
-                kept += live * (module.in_features + module.out_features)
+            if isinstance(module, SVDLinear):
+                a, b, values = (module.get_submodule(f"lora_{name}").get_parameter("default") for name in "ABE")
+                kept += int((values != 0).sum()) * (a.shape[1] + b.shape[0])
         return [{"parameters": kept, "seconds": seconds, **scored(model)}]
 
     return run

@@ -202,7 +202,8 @@ def measured(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = sorted((row["environment"] for row in rows), key=lambda one: str(one["date"]))
     if any({**one, "date": None} != {**found[0], "date": None} for one in found):
         raise SystemExit("The log has runs of different machines or versions; give another --log to run all of them here.")
-    return found[-1]
+    last: dict[str, Any] = found[-1]
+    return last
 
 
 def arguments(description: str | None, log: str) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import transformers
@@ -20,8 +20,8 @@ import paring
 from paring.method import Method
 from paring.train.groups import create_optimizer
 
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def encoder() -> Path:
@@ -43,11 +43,12 @@ def _gguf() -> Path:
 def decoder() -> PreTrainedModel:
     """SmolLM2-135M in float32."""
     file = _gguf()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # What has been dequantised is said to be quantised still, which would forbid to train it.
     del model.config.quantization_config
     model.is_quantized, model.hf_quantizer = False, None
-    return model
+    found: PreTrainedModel = model
+    return found
 
 
 def decoder_tokenizer() -> Any:
@@ -125,6 +126,18 @@ def examples(folder: Path, task: str, split: str, limit: int | None = None, leng
         labels=tuple(int(row["label"]) for row in rows),
         classes=1 + max(int(row["label"]) for part in splits.values() for row in part),
     )
+
+
+class How(TypedDict):
+    """Where a model computes, and in what.
+
+    Attributes:
+        device: where the model is.
+        dtype: ``fp32`` or ``bf16``, which is autocast over float32 weights.
+    """
+
+    device: str
+    dtype: str
 
 
 def tenth(rows: Examples) -> tuple[Examples, Examples]:

@@ -17,7 +17,7 @@ import torch
 from environment import RESULTS, environment, save
 from rivals import TASKS, split
 from runs import measured, resumed
-from tasks import batches, encoder, fit, moved, score
+from tasks import How, batches, encoder, fit, moved, score
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from variants import VARIANTS, Look, Variant, varied
@@ -69,9 +69,9 @@ def work(job: Job, data: Path) -> dict[str, Any]:
     look = Look(list(itertools.islice(batches(train, of.size, torch.Generator().manual_seed(job.seed)), 8)), loss)
     variant, size = CONTESTANTS[job.variant], Share(share=job.share)
     model = varied(base, variant, size, steps=of.steps, seed=job.seed, look=look, task_type="SEQ_CLS")
-    shared = {"rate": job.rate, "head": job.head, "seed": job.seed, "device": job.device, "dtype": job.dtype}
-    seconds = fit(model, train, steps=of.steps, size=of.size, **shared)
-    accuracy, entropy = score(model, held, device=job.device, dtype=job.dtype)
+    how = How(device=job.device, dtype=job.dtype)
+    seconds = fit(model, train, rate=job.rate, head=job.head, steps=of.steps, size=of.size, seed=job.seed, **how)
+    accuracy, entropy = score(model, held, **how)
     return {
         "job": vars(job),
         "accuracy": accuracy,

@@ -102,6 +102,9 @@ class Warm:
 
 def serve() -> None:
     """Import, then start programs and wait for them, as the lines of the standard input say."""
+    # What a library prints as it is imported is no answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     import datasets
     import numpy as np
     import peft
@@ -113,11 +116,11 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "pid" in request:
-            print(_ended(request["pid"], request["timeout"]), flush=True)
+            print(_ended(request["pid"], request["timeout"]), file=answers)
             continue
         pid = os.fork()
         if pid:
-            print(pid, flush=True)
+            print(pid, file=answers)
             continue
         random.seed()
         np.random.seed()  # noqa: NPY002 - the state that a fork would share with all others

@@ -240,11 +240,12 @@ def trainee(reader: dict[str, Any]) -> dict[str, Any]:
     """What the pages with trainers take for granted beside that."""
     rows = [{key: value[index] for key, value in batch.items()} for batch in reader["batches"] for index in range(4)]
     common = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "per_device_train_batch_size": 1}
+    common["output_dir"] = str(reader["folder"] / "out")
 
     def arguments(**given: Any) -> TrainingArguments:
         return TrainingArguments(**{**common, **given})
 
-    more = {"arguments": arguments, "args": arguments(output_dir=str(reader["folder"] / "out"), max_steps=20), "data": rows, "epochs": 5}
+    more = {"arguments": arguments, "args": arguments(max_steps=20), "data": rows, "epochs": 5}
     return {**reader, **more, "loader": reader["batches"]}
 
 

@@ -68,7 +68,7 @@ def budgets(result: Mapping[str, Any]) -> str:
         (
             (
                 model,
-                f"1/{round(1 / share)}",
+                _share(share),
                 str(len(group)),
                 f"{min(row['of_budget'] for row in group):.3f}",
                 f"{max(row['of_budget'] for row in group):.3f}",
@@ -113,7 +113,7 @@ def rivals(result: Mapping[str, Any]) -> str:
             row["contestant"],
             f"{row['parameters']:,.0f}",
             f"{row['rate']:g}",
-            f"{100 * row['mean']:.2f} [{100 * min(row['dev']):.2f}, {100 * max(row['dev']):.2f}]",
+            points(row["dev"]),
             f"{row['seconds']:.0f}",
         )
         for task, found in result["tables"].items()
@@ -122,7 +122,7 @@ def rivals(result: Mapping[str, Any]) -> str:
     duels = (
         (
             row["ours"],
-            f"1/{round(1 / row['share'])}",
+            _share(row["share"]),
             f"{row['difference']:+.2f}",
             f"[{row['low']:+.2f}, {row['high']:+.2f}]",
             "; ".join(f"{task}: {name}" for task, name in row["rivals"].items()),
@@ -142,7 +142,7 @@ def tried(result: Mapping[str, Any]) -> str:
         groups.setdefault(row["variant"], {})[row["task"], row["share"]] = row["differences"]
     pairs = {name: [value for values in found.values() for value in values] for name, found in groups.items() if name != result["plain"]}
     return rows(
-        ("variant", *(f"{task}, {_size(None, share)}" for task, share in places), "all", "better in"),
+        ("variant", *(f"{task}, {_share(share)} of LoRA r 8" for task, share in places), "all", "better in"),
         (
             (
                 name,
@@ -155,7 +155,11 @@ def tried(result: Mapping[str, Any]) -> str:
     )
 
 
+def _share(share: float) -> str:
+    return f"1/{round(1 / share)}"
+
+
 def _size(budget: float | None, share: float | None) -> str:
     if share is not None:
-        return f"1/{round(1 / share)} of LoRA r 8"
+        return f"{_share(share)} of LoRA r 8"
     return "" if budget is None else f"{budget:g}"

@@ -80,7 +80,7 @@ MORE: Mapping[str, Mapping[str, Callable[[Findings], Sequence[Table]]]] = {"size
 
 def names() -> tuple[str, ...]:
     """The names of all tables, ``STUDY-PART``."""
-    return tuple(f"{name}-{part}" for name in NAMES for part in (*PARTS, *MORE.get(name, ())))
+    return tuple(f"{name}-{part}" for name in NAMES for part in _parts(name))
 
 
 def table(key: str, kept: Path = RESULTS) -> str:
@@ -99,7 +99,7 @@ def table(key: str, kept: Path = RESULTS) -> str:
     findings = _found(name, kept)
     if findings is None:
         return missing(kept / name / FINDINGS, kept.parent.parent.parent)
-    made = [_markdown(one) for one in {**PARTS, **MORE.get(name, {})}[part](findings)]
+    made = [_markdown(one) for one in _parts(name)[part](findings)]
     return "\n\n".join([*made, _measured(findings)] if part == "results" else made)
 
 
@@ -107,6 +107,10 @@ def pages(kept: Path = RESULTS) -> dict[str, str]:
     """The page of each study that was run, by where it belongs in the site."""
     found = {name: _found(name, kept) for name in NAMES}
     return {f"studies/{name}-report.html": render_study(findings) for name, findings in found.items() if findings is not None}
+
+
+def _parts(name: str) -> Mapping[str, Callable[[Findings], Sequence[Table]]]:
+    return {**PARTS, **MORE.get(name, {})}
 
 
 def _found(name: str, kept: Path) -> Findings | None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-ROOT = Path(__file__).parents[2]
+from tests.answering import Answering
 
 
 class Stock:
     """A long-lived process without paring."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.contract.stock_worker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process = Answering(["-m", "tests.contract.stock_worker"])
 
     def ask(
         self, kind: str, base: str, how: str, adapter: Path, inputs: Mapping[str, Tensor], place: Path, output: str = "logits"
@@ -36,19 +31,14 @@ class Stock:
             place: a folder for what is passed to and fro.
             output: the field of the model's output.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         save_file(dict(inputs), place / "inputs.safetensors")
         request = {"how": how, "kind": kind, "base": base, "output": output, "adapter": str(adapter)}
         request |= {"inputs": str(place / "inputs.safetensors"), "outputs": str(place / "outputs.safetensors")}
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        said = json.loads(self._process.stdout.readline())
+        said = self._process.ask(request)
         assert "error" not in said, said["error"]
         assert said["paring"] == [], "the stock process has loaded paring"
         return load_file(place / "outputs.safetensors")["output"], said["ranks"]
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.close()

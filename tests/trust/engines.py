@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +14,9 @@ from torch import Tensor
 from paring.exchange.contents import Contents
 from paring.exchange.layout import factor_key
 from paring.exchange.write import write
+from tests.answering import Answering
 from tests.exchange.helpers import change, config_of, llama_like, put, tensors_of
 
-ROOT = Path(__file__).parents[2]
 KINDS = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
 LAYERS = 3
 
@@ -28,24 +25,16 @@ class OwnLoader:
     """A long-lived process that runs an engine's files."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.trust.engine_worker", str(folder)]
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = Answering(["-m", "tests.trust.engine_worker", folder])
 
     def load(self, folder: Path) -> dict[str, Tensor] | str:
         """The update of each module as this engine would add it, or what it says when it refuses."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(str(folder)), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        assert answer, "the process has died; what it said stands on the standard error"
-        said: str = json.loads(answer)
+        said: str = self._process.ask(str(folder))
         return said or dict(load_file(folder / "answer.safetensors"))
 
     def close(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.close()
 
 
 def _patterns(folder: Path, generator: torch.Generator) -> None:
